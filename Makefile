@@ -1,0 +1,32 @@
+# Two commands do everything on a machine that has Python 3.11+: `make train` and `make test`.
+# Both make a virtual environment in .venv and install jaxdl into it.
+
+PYTHON ?= python3
+ARGS ?=
+
+.PHONY: train test lint clean
+
+train: .venv/installed
+	.venv/bin/python launch.py --experiment=resnet_cifar --workdir=runs/resnet_cifar/first $(ARGS)
+
+test: .venv/installed-test
+	.venv/bin/python -m pytest $(ARGS)
+
+lint: .venv/installed-test
+	.venv/bin/ruff check .
+	.venv/bin/pyright
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml
+	.venv/bin/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/installed-test: .venv/bin/python pyproject.toml
+	.venv/bin/python -m pip install --quiet --editable '.[test]'
+	touch $@ .venv/installed
+
+clean:
+	rm -rf .venv

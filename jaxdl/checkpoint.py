@@ -1,0 +1,387 @@
+"""Checkpoints that can be trusted. Orbax writes the arrays; a manifest of ours commits them.
+
+    checkpoints/arrays/STEP/    written by Orbax, asynchronously
+    checkpoints/STEP.json       the commit: SHA-256 and size of every file, shape and type of every
+                                array, and what the run wants to remember
+    checkpoints/STEP.pending    arrays/STEP is ours and not committed yet
+    checkpoints/quarantine/     what failed verification, or what we did not write
+
+A step exists only if its manifest verifies. It is un-committed before its files are deleted, and
+deleted only after a newer one is committed; the best one stays. Only this file knows Orbax.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from jaxdl.errors import RunError, UserError, nearest
+from jaxdl.parallel import bytes_of
+from jaxdl.task import named
+
+if TYPE_CHECKING:
+    from jaxdl.experiment import InitFrom
+
+FORMAT = 1
+
+
+class Checkpoints:
+    """The checkpoints of one run. One process at a time: the run's lock is held.
+
+    Args:
+      folder: the run's `checkpoints` directory.
+      keep: how many of the newest stay.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        import orbax.checkpoint as orbax
+
+        self._orbax = orbax
+        self.folder, self.keep = folder.absolute(), keep
+        self.arrays = self.folder / "arrays"
+        self.arrays.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        self._manager = orbax.CheckpointManager(
+            self.arrays, options=orbax.CheckpointManagerOptions(
+                max_to_keep=None, async_options=orbax.options.AsyncOptions(
+                    # In a thread, a failed mkdir would keep the process from exiting for minutes.
+                    create_directories_asynchronously=False)))
+        self._commit: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def steps(self) -> list[int]:
+        """The committed steps, in order."""
+        return committed(self.folder)
+
+    def check_space(self, state: Any, copies: int) -> None:
+        """Raises a UserError unless there is room for so many checkpoints of this state."""
+        needed, free = copies * bytes_of(state), shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise UserError(f"{self.folder}: {copies} checkpoints need {needed / 1e6:,.0f} MB, "
+                            f"{free / 1e6:,.0f} MB are free.")
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any], best: int | None = None) -> None:
+        """Starts to save. Returns when the arrays have been copied; `poll` tells of failures.
+
+        Args:
+          step: names the checkpoint.
+          state: any pytree of arrays.
+          meta: what to remember with it, plain JSON.
+          best: the step that must not be deleted.
+        """
+        self.wait()
+        if step in self.steps():
+            return
+        flat = named(state)
+        needed, free = int(1.1 * bytes_of(state)) + (1 << 20), shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise RunError(f"{self.folder}: {needed / 1e6:,.0f} MB are needed to save step {step}, "
+                            f"{free / 1e6:,.0f} MB are free; the earlier steps are intact.")
+        manifest = {"format": FORMAT, "step": step, "meta": dict(meta),
+                    "arrays": {p: [list(x.shape), str(x.dtype)] for p, x in flat.items()}}
+        (self.folder / f"{step}.pending").touch()
+        self._manager.save(step, args=self._orbax.args.StandardSave(_nested(flat)))
+        self._commit = threading.Thread(target=self._finish, args=(step, manifest, best),
+                                        name=f"commit-{step}", daemon=True)
+        self._commit.start()
+
+    def _finish(self, step: int, manifest: dict[str, Any], best: int | None) -> None:
+        try:
+            self._manager.wait_until_finished()
+            manifest["files"] = digest(self.arrays / str(step), sync=True)
+            _sync_folder(self.arrays)
+            write_atomically(self.folder / f"{step}.json", json.dumps(manifest))
+            (self.folder / f"{step}.pending").unlink()
+            for old in self.steps()[:-self.keep]:
+                if old != best:
+                    self._delete(old)
+        except BaseException as error:
+            self._error = error
+
+    def _delete(self, step: int) -> None:
+        (self.folder / f"{step}.pending").touch()
+        (self.folder / f"{step}.json").unlink()
+        _sync_folder(self.folder)
+        self._manager.delete(step)
+        (self.folder / f"{step}.pending").unlink()
+
+    def poll(self) -> None:
+        """Raises what went wrong in a save that has been started."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise RunError(f"{self.folder}: saving failed: {_one_line(error)}") from error
+
+    def wait(self) -> None:
+        """Until the last save is committed; raises if it was not."""
+        if self._commit is not None:
+            self._commit.join()
+            self._commit = None
+        self.poll()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def restore(self, target: Any) -> tuple[Any, dict[str, Any], list[str]] | None:
+        """(state, meta, why newer steps were passed over) of the newest step that verifies.
+
+        None if nothing was ever committed. Newer steps that fail are moved to quarantine.
+
+        Args:
+          target: the state as `jax.ShapeDtypeStruct`s with shardings.
+        """
+        skipped: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                state, meta = load(self.folder, step, target)
+            except UserError:
+                raise
+            except Exception as error:  # Orbax raises anything at all on a damaged checkpoint.
+                skipped.append(f"checkpoint of step {step} passed over: {_one_line(error)}")
+                continue
+            for newer in [s for s in self.steps() if s > step]:
+                self._quarantine(newer)
+            self._manager.reload()
+            return state, meta, skipped
+        if skipped:
+            raise RunError(f"{self.folder}: no checkpoint is intact. {' '.join(skipped)}")
+        return None
+
+    def _quarantine(self, step: int) -> None:
+        for source in (self.folder / f"{step}.json", self.arrays / str(step)):
+            _set_aside(self.folder, source)
+
+    def _sweep(self) -> None:
+        """Deletes what a killed save or deletion of ours left; sets aside what is not ours."""
+        done = set(self.steps())
+        ours = {int(p.stem) for p in self.folder.glob("*.pending") if p.stem.isdecimal()} - done
+        for path in sorted(self.arrays.iterdir()):
+            step = re.match(r"(\d+)(\.orbax-checkpoint-tmp.*)?$", path.name)
+            if step and path.name == str(int(step[1])) and int(step[1]) in done:
+                continue
+            if step and int(step[1]) in ours and path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                _set_aside(self.folder, path)
+        for path in self.folder.glob("*.pending"):
+            path.unlink()
+
+
+def _set_aside(folder: Path, path: Path) -> None:
+    quarantine = folder / "quarantine"
+    quarantine.mkdir(exist_ok=True)
+    n = sum(1 for _ in quarantine.iterdir())
+    if path.exists() or path.is_symlink():
+        path.rename(quarantine / f"{n:04d}-{path.name}")
+
+
+def committed(folder: Path) -> list[int]:
+    """The committed steps of a `checkpoints` directory, in order."""
+    return sorted(int(p.stem) for p in folder.glob("*.json")
+                  if re.fullmatch(r"0|[1-9][0-9]*", p.stem))
+
+
+def digest(folder: Path, sync: bool = False) -> dict[str, list[Any]]:
+    """{relative path: [size, SHA-256]} of every file; links are refused."""
+    found: dict[str, list[Any]] = {}
+    for root, folders, files in os.walk(folder):
+        for name in folders + files:
+            path = Path(root, name)
+            if path.is_symlink():
+                raise ValueError(f"{path} is a symbolic link")
+        for name in files:
+            path = Path(root, name)
+            with path.open("rb") as file:
+                if sync:
+                    os.fsync(file.fileno())
+                found[str(path.relative_to(folder))] = [
+                    path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
+        if sync:
+            _sync_folder(Path(root))
+    return found
+
+
+def read_manifest(folder: Path, step: int) -> dict[str, Any]:
+    manifest = json.loads((folder / f"{step}.json").read_text())
+    if manifest["format"] > FORMAT:
+        raise UserError(f"{folder}/{step}.json: written by a newer jaxdl (format "
+                        f"{manifest['format']}; this one reads up to {FORMAT}).")
+    return manifest
+
+
+def verify(folder: Path, step: int) -> dict[str, Any]:
+    """The manifest of a step whose files are all as they were committed; else a ValueError."""
+    manifest = read_manifest(folder, step)
+    want, have = manifest["files"], digest(folder / "arrays" / str(step))
+    for name in sorted({*want, *have}):
+        if want.get(name) != have.get(name):
+            state = ("missing" if name not in have else "unexpected" if name not in want
+                     else f"of {have[name][0]} bytes, not {want[name][0]}"
+                     if have[name][0] != want[name][0] else "changed")
+            raise ValueError(f"{folder}/arrays/{step}/{name} is {state}")
+    return manifest
+
+
+def load(folder: Path, step: int, target: Any, partial: bool = False) -> tuple[Any, dict[str, Any]]:
+    """(state, meta) of one committed step, verified; reads only, needs no lock.
+
+    Args:
+      folder: a run's `checkpoints` directory.
+      step: a committed one.
+      target: the state as `jax.ShapeDtypeStruct`s with shardings.
+      partial: whether the checkpoint may hold more than the target.
+    """
+    import orbax.checkpoint as orbax
+
+    manifest, flat = verify(folder, step), named(target)
+    stored = {p: x for p, x in manifest["arrays"].items() if p in flat or not partial}
+    _compare(stored, flat, folder / f"{step}.json")
+    nested = _nested(flat)
+    restored = orbax.PyTreeCheckpointer().restore(
+        folder.absolute() / "arrays" / str(step) / "default", args=orbax.args.PyTreeRestore(
+            item=nested, partial_restore=True,
+            restore_args=orbax.checkpoint_utils.construct_restore_args(nested)))
+    arrays = traverse_util.flatten_dict(restored, sep="/")
+    state = jax.tree.unflatten(jax.tree.structure(target), [arrays[p] for p in flat])
+    return state, manifest["meta"]
+
+
+def _compare(stored: Mapping[str, Any], target: Mapping[str, Any], file: Path) -> None:
+    """Raises a UserError unless the stored arrays are those of the target."""
+    problems = [f"{p} is stored as {stored[p][1]}{stored[p][0]}, the experiment has {x.dtype}"
+                f"{list(x.shape)}" for p, x in target.items()
+                if p in stored and stored[p] != [list(x.shape), str(x.dtype)]]
+    problems += [f"{p} is not stored{nearest(p, stored)}" for p in target if p not in stored]
+    problems += [f"{p} is stored, but not in the experiment" for p in stored if p not in target]
+    if problems:
+        more = f" (and {len(problems) - 2} more)" if len(problems) > 2 else ""
+        raise UserError(f"{file}: not a checkpoint of this experiment: "
+                        f"{'; '.join(problems[:2])}{more}.")
+
+
+# Starting from another run's parameters.
+
+
+def parameters(run: Path, step: str) -> tuple[int, dict[str, np.ndarray]]:
+    """(step, arrays by path) of another run: "params/...", "mutable/...".
+
+    Frozen parameters count as params, and an average, where one is kept, stands for them.
+
+    Args:
+      run: its directory.
+      step: "best", "last" or a number.
+    """
+    import orbax.checkpoint as orbax
+
+    folder = run / "checkpoints"
+    number = select(run, step)
+    try:
+        manifest = verify(folder, number)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    wanted = {p: np.empty(shape, dtype) for p, (shape, dtype) in manifest["arrays"].items()
+              if re.match(r"state/(params|frozen|mutable|ema)/", p)}
+    tree = _nested(wanted)
+    restored = orbax.PyTreeCheckpointer().restore(
+        folder / "arrays" / str(number) / "default", args=orbax.args.PyTreeRestore(
+            item=tree, partial_restore=True, restore_args=jax.tree.map(
+                lambda _: orbax.RestoreArgs(restore_type=np.ndarray), tree)))
+    flat: dict[str, Any] = {
+        p.removeprefix("state/"): x for p, x in traverse_util.flatten_dict(restored, sep="/").items()}
+    for old in ("frozen/", "ema/"):
+        flat = {**{p: x for p, x in flat.items() if not p.startswith(old)},
+                **{"params/" + p[len(old):]: x for p, x in flat.items() if p.startswith(old)}}
+    return number, flat
+
+
+def select(run: Path, step: str) -> int:
+    """The number of the "best", "last" or given checkpoint of a run."""
+    folder = run / "checkpoints"
+    steps = committed(folder)
+    if not steps:
+        raise UserError(f"{run}: holds no checkpoint.")
+    if step == "last":
+        return steps[-1]
+    if step == "best":
+        best = read_manifest(folder, steps[-1])["meta"]["progress"]["best_step"]
+        if best is None:
+            raise UserError(f"{run}: keeps no best checkpoint (best.metric is None).")
+        return int(best)
+    if not step.isdecimal() or int(step) not in steps:
+        raise UserError(f"{run}: has no checkpoint {step!r}; it has {', '.join(map(str, steps))}, "
+                        "'last' and 'best'.")
+    return int(step)
+
+
+def overlay(state: Any, init: "InitFrom") -> tuple[Any, str]:
+    """(the state with parameters from another run, a line that says what was taken)."""
+    assert init.path is not None
+    run = Path(init.path).expanduser()
+    number, stored = parameters(run, init.step)
+    for pattern, replacement in init.rename:
+        stored = {re.sub(pattern, replacement, p): x for p, x in stored.items()}
+    stored.pop("", None)
+    target = named(state)
+    places = {re.sub(r"^(frozen|ema)/", "params/", p): p for p in target
+              if re.match(r"(params|frozen|mutable)/", p)}
+    fresh = {p for p in places if any(re.fullmatch(f, p) for f in init.fresh)}
+    missing = [p for p in places if p not in stored and p not in fresh]
+    if missing:
+        raise UserError(f"init_from: {missing[0]} is not in step {number} of {run}"
+                        f"{nearest(missing[0], stored)} ({len(missing)} missing in all); rename "
+                        "it with init_from.rename or leave it new with init_from.fresh.")
+    taken = {}
+    for path, place in places.items():
+        if path in fresh:
+            continue
+        x, old = stored[path], target[place]
+        if x.shape != old.shape:
+            raise UserError(f"init_from: {path} is {list(x.shape)} in {run}, and "
+                            f"{list(old.shape)} here; init_from.fresh can leave it new.")
+        taken[place] = jax.device_put(x.astype(old.dtype), old.sharding)
+        average = "ema/" + place.removeprefix("params/")
+        if average in target:
+            taken[average] = jax.numpy.copy(taken[place])
+    unused = len(set(stored) - set(places))
+    leaves = [taken.get(p, x) for p, x in target.items()]
+    return jax.tree.unflatten(jax.tree.structure(state), leaves), (
+        f"started from step {number} of {run}: {len(places) - len(fresh)} arrays taken, "
+        f"{len(fresh)} fresh, {unused} unused")
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file has the old text or the new, also after a power failure."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

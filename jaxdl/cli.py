@@ -1,0 +1,437 @@
+"""The command line: every leaf of an experiment is a flag, and every error is one line."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import math
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from jaxdl import config
+from jaxdl.errors import RunError, UserError, nearest
+
+if TYPE_CHECKING:
+    from jaxdl.experiment import Experiment
+    from jaxdl.record import Recorded
+
+USAGE = """usage: launch.py [MODE] --experiment=NAME|FILE|RUN_DIR [--a.b.c=value ...]
+
+modes:
+{modes}
+
+--experiment takes a name that 'list' shows, the path of an experiment file of your own, or a run
+directory. With --help after it, every leaf of that experiment is listed with its type and default:
+
+  launch.py --experiment=resnet_cifar --help
+  launch.py --experiment=resnet_cifar --optimizer.learning_rate.peak=0.05 --steps=2000
+  launch.py evaluate --experiment=runs/resnet_cifar/2026-01-31_12-00-00 --step=best"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Where to record a run, and how strict to be; not part of the experiment.
+
+    Attributes:
+      workdir: the run directory; an existing one is continued. None makes runs/NAME/DATE_TIME.
+      resume: continues the newest run of this experiment.
+      strict_data: refuses the stand-in where the declared data is missing.
+      accept_changes: continues a run directory although the experiment, or its data, differ.
+      sinks: further loggers: wandb, mlflow.
+    """
+
+    workdir: str | None = None
+    resume: bool = False
+    strict_data: bool = False
+    accept_changes: bool = False
+    sinks: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Which checkpoint to evaluate.
+
+    Attributes:
+      workdir: the run directory, if --experiment names something else.
+      step: "best", "last" or the number of a checkpoint.
+    """
+
+    workdir: str | None = None
+    step: str = "last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """Prints the experiment as a tree; leaves that the command line changed are marked."""
+
+
+@dataclass
+class Command:
+    """A parsed command line.
+
+    Attributes:
+      name: of the experiment.
+      experiment: with the typed leaves replaced.
+      typed: those leaves.
+      options: of the mode.
+      modules: modules of the user's whose dataclasses a record may name.
+      expected: the docstring of the experiment file.
+      run: the run directory, if --experiment named one.
+    """
+
+    name: str
+    experiment: "Experiment"
+    typed: dict[str, Any]
+    options: Any
+    modules: tuple[str, ...]
+    expected: str
+    run: Path | None
+    original: "Experiment"
+
+
+def train(command: Command) -> int:
+    """Trains an experiment, or continues a run."""
+    from jaxdl import parallel, record
+    from jaxdl.train import fit, validate
+
+    options: TrainOptions = command.options
+    if options.resume and options.workdir:
+        raise UserError("--resume and --workdir exclude each other.")
+    folder = (record.newest(command.name) if options.resume else Path(options.workdir).expanduser()
+              if options.workdir else record.new_folder(command.name))
+    old = record.read(folder)
+    experiment, stand_in = with_data(command, old, options.strict_data)
+    validate(experiment, parallel.arrange(experiment.mesh, experiment.rules))
+    run = record.Run(
+        folder, record.Recorded(command.name, config.to_json(experiment), stand_in,
+                                experiment.data.fingerprint(), command.expected),
+        overrides=command.typed, accept_changes=options.accept_changes, modules=command.modules)
+    record.console.print(f"{command.name} in {folder}", markup=False)
+    fit(experiment, run, sinks=options.sinks)
+    return 0
+
+
+def with_data(command: Command, old: "Recorded | None",
+              strict: bool) -> "tuple[Experiment, str | None]":
+    """(the experiment with data that is here, what stands in for what).
+
+    Decided when a run starts, for training and evaluation together, and never again: a run that
+    began on a stand-in continues on it, and one that began on its own data never changes to it.
+    """
+    from jaxdl import record
+    from jaxdl.errors import DataMissing
+
+    experiment = command.experiment
+    declared = getattr(experiment.data, "stand_in", None)
+    reason = "The run began with it."
+    if old is None or old.stand_in is None or declared is None:
+        try:
+            experiment.data.prepare()
+            return experiment, None
+        except DataMissing as error:
+            if declared is None or strict or old is not None:
+                raise
+            reason = str(error)
+    elif strict:
+        raise UserError(f"--strict_data: this run began with a stand-in ({old.stand_in}).")
+    assert declared is not None
+    declared.data.prepare()
+    text = f"{type(declared.data).__name__} in place of {type(experiment.data).__name__}"
+    steps = experiment.steps if "steps" in command.typed else declared.steps
+    record.announce(text, reason)
+    return dataclasses.replace(experiment, data=declared.data, steps=steps), text
+
+
+def evaluate(command: Command) -> int:
+    """Evaluates a checkpoint of a run, and prints the table that training printed."""
+    from jaxdl import record
+    from jaxdl.train import evaluate as evaluate_run
+
+    options: EvaluateOptions = command.options
+    folder = command.run
+    if folder is None:
+        folder = (Path(options.workdir).expanduser() if options.workdir
+                  else record.newest(command.name))
+    old = record.read(folder)
+    if old is None:
+        raise UserError(f"--workdir={folder}: not a run directory.")
+    experiment = config.from_json(old.experiment, modules=command.modules)
+    experiment = config.replace(experiment, command.typed)
+    if old.stand_in:
+        record.announce(old.stand_in, "The run was trained on it.")
+    experiment.data.prepare()
+    step, results = evaluate_run(experiment, folder, options.step)
+    record.console.print(f"{folder}, step {step:,}", markup=False)
+    record.console.print(record.metric_table(results))
+    return 0
+
+
+def show(command: Command) -> int:
+    """Prints the experiment as a tree."""
+    def lines(node: Any, was: Any, name: str, depth: int) -> Iterator[str]:
+        pad = "  " * depth
+        if not config.is_node(node):
+            mark = "" if node == was and type(node) is type(was) else f"    <- was {was!r}"
+            yield f"{pad}{name} = {node!r}{mark}"
+            return
+        kind = "" if isinstance(node, (tuple, Mapping)) else type(node).__name__
+        yield f"{pad}{name}: {kind}".rstrip()
+        for child, value in config.children(node).items():
+            yield from lines(value, config.children(was).get(child), child, depth + 1)
+
+    print("\n".join(lines(command.experiment, command.original, command.name, 0)))
+    return 0
+
+
+def list_experiments() -> int:
+    """Prints the name and the first docstring line of every experiment."""
+    found = config.experiments()
+    width = max(map(len, found), default=0)
+    for name, path in found.items():
+        print(f"{name:<{width}}  {config.summary(path)}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Mode:
+    run: Callable[[Command], int]
+    options: type
+    help: str
+
+
+MODES = {
+    "train": Mode(train, TrainOptions, "train an experiment or continue a run (the default)"),
+    "evaluate": Mode(evaluate, EvaluateOptions, "print the metrics of a run's checkpoint"),
+    "show": Mode(show, ShowOptions, "print the experiment as a tree, changed leaves marked"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status.
+
+    0 done, 1 the run failed, 2 a mistake in the command, 75 saved because the process was asked to
+    leave.
+    """
+    try:
+        return _main(list(sys.argv[1:] if argv is None else argv))
+    except UserError as error:
+        return _fail(error, 2)
+    except RunError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if type(error).__name__ == "Preempted":
+            return _fail(error, 75)
+        raise
+
+
+def _fail(error: BaseException, status: int) -> int:
+    print(f"{'' if status == 75 else 'error: '}{' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+def _main(args: list[str]) -> int:
+    mode = args.pop(0) if args and not args[0].startswith("-") else "train"
+    known = [*MODES, "list"]
+    if mode not in known:
+        raise UserError(f"unknown mode '{mode}'.{nearest(mode, known)} The modes are "
+                        f"{', '.join(known)}.")
+    wants_help = any(a in ("--help", "-h") for a in args)
+    target, args = _take(args, "experiment")
+    if target is None and wants_help:
+        modes = [f"  {name:10} {m.help}" for name, m in MODES.items()]
+        modes.append(f"  {'list':10} list the experiments")
+        print(USAGE.format(modes="\n".join(modes)))
+        return 0
+    if mode == "list":
+        if args or target is not None:
+            raise UserError(f"list takes no arguments, got {' '.join(args) or '--experiment'}.")
+        return list_experiments()
+    if target is None:
+        raise UserError("--experiment=NAME|FILE|RUN_DIR is missing; 'list' shows the names.")
+    return MODES[mode].run(parse(mode, target, args))
+
+
+def _take(args: list[str], name: str) -> tuple[str | None, list[str]]:
+    """(value of --name, the other arguments)."""
+    value, rest, i = None, [], 0
+    while i < len(args):
+        if args[i].startswith(f"--{name}="):
+            value = args[i].split("=", 1)[1]
+        elif args[i] == f"--{name}":
+            if i + 1 == len(args):
+                raise UserError(f"--{name} needs a value.")
+            i += 1
+            value = args[i]
+        else:
+            rest.append(args[i])
+        i += 1
+    return value, rest
+
+
+def parse(mode: str, target: str, args: list[str]) -> Command:
+    """The command that these arguments mean for the experiment that `target` names."""
+    folder = Path(target).expanduser()
+    run = None
+    if (folder / "config.json").is_file():
+        from jaxdl import record
+
+        old = record.read(folder)
+        assert old is not None
+        run, name, expected, modules = folder, old.name, old.expected, ()
+        experiment = config.from_json(old.experiment)
+        config.check(experiment)
+    else:
+        if folder.is_dir():
+            raise UserError(f"--experiment={target}: the directory has no config.json, so it is "
+                            "not a run.")
+        path = config.find(target)
+        module = config.load(path)
+        name, expected, modules = path.stem, module.__doc__ or "", (module.__name__,)
+        experiment = config.build(module)
+    options, typed = parse_flags(experiment, MODES[mode].options(), args, f"launch.py {mode}")
+    changed = config.replace(experiment, typed)
+    for leaf, value in typed.items():
+        hint = dict(config.leaves(experiment))[leaf].hint
+        if not config.fits(value, hint):
+            raise UserError(f"--{leaf}={value}: expected {config.describe(hint)}.")
+    return Command(name, changed, typed, options, modules, expected, run, experiment)
+
+
+# Flags. tyro parses them; it gets a dataclass made for this very experiment, in which each node is
+# typed by the value that it holds.
+
+
+def parse_flags(experiment: Any, options: Any, args: list[str],
+                program: str) -> tuple[Any, dict[str, Any]]:
+    """(the mode's options, the typed leaves of the experiment by path)."""
+    import tyro
+
+    tree = {**config.children(options), **config.children(experiment)}
+    hints = {p: leaf.hint for node in (options, experiment) for p, leaf in config.leaves(node)}
+    flags = list(_flags(args, hints, tree))
+    tokens = [token for key, values in flags for token in (f"--{key}", *values)]
+    if any(a in ("--help", "-h") for a in args):
+        tokens = ["--help"]
+    mirror = _mirror(experiment, _mirror(options, None))
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            parsed = tyro.cli(mirror, args=tokens, prog=program, use_underscores=True,
+                              config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UserError(_reduce(captured.getvalue(), flags, hints)) from None
+    typed = {}
+    for key, _ in flags:
+        value: Any = parsed
+        for name in key.split("."):
+            value = getattr(value, _identifier(name))
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{key}={value}: expected a finite number.")
+        typed[key] = value
+    names = {f.name for f in dataclasses.fields(options)}
+    return (dataclasses.replace(options, **{k: v for k, v in typed.items() if k in names}),
+            {k: v for k, v in typed.items() if k not in names})
+
+
+def _flags(args: list[str], hints: Mapping[str, Any],
+           tree: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Splits the arguments into (path, values): `--a.b=1`, `--a.b 1`, `--tuple=1,2`, `--flag`."""
+    i = 0
+    while i < len(args):
+        if args[i] in ("--help", "-h"):
+            i += 1
+            continue
+        if not args[i].startswith("--"):
+            raise UserError(f"'{args[i]}': expected --a.b.c=value.")
+        key, equals, text = args[i][2:].partition("=")
+        key = key.replace("-", "_")
+        i += 1
+        if key not in hints:
+            raise UserError(f"--{key}: {_unknown(key, hints, tree)}")
+        several = _is_tuple(hints[key])
+        if equals:
+            text = text.strip("()[]") if several else text
+            values = [v.strip() for v in text.split(",") if v.strip()] if several else [text]
+        else:
+            end = i
+            while end < len(args) and not re.match(r"--[A-Za-z]|-h$", args[end]):
+                end += 1
+            values, i = args[i:end], end
+            if not values and hints[key] is bool:
+                values = ["True"]
+        yield key, values
+
+
+def _unknown(key: str, hints: Mapping[str, Any], tree: Mapping[str, Any]) -> str:
+    node: Any = tree
+    for name in key.split("."):
+        node = config.children(node).get(name)
+    if config.is_node(node):
+        inside = [f"--{key}.{name}" for name in config.children(node)]
+        return f"is a {type(node).__name__}; set what is in it: {', '.join(inside) or 'nothing'}."
+    close = difflib.get_close_matches(key, hints, 1, 0.5) or [
+        p for p in hints if p.split(".")[-1] == key.split(".")[-1]][:1]
+    return f"no such field.{f' Did you mean --{close[0]}?' if close else ''}"
+
+
+def _is_tuple(hint: Any) -> bool:
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    return typing.get_origin(hint) is tuple or any(
+        typing.get_origin(a) is tuple for a in typing.get_args(hint))
+
+
+def _reduce(box: str, flags: list[tuple[str, list[str]]], hints: Mapping[str, Any]) -> str:
+    """One line from tyro's framed message."""
+    for key, values in flags:
+        if re.search(rf"--{re.escape(key)}(?![\w.])", box):
+            return (f"--{key}={' '.join(values)}: expected {config.describe(hints[key])}.")
+    return " ".join(re.sub(r"[─│╭╮╰╯]", " ", box).split())
+
+
+def _identifier(name: str) -> str:
+    return name if name.isidentifier() else "_" + re.sub(r"\W", "_", name)
+
+
+def _mirror(node: Any, base: type | None = None) -> type:
+    """A dataclass whose fields have the names, values and documentation of a node's children."""
+    import tyro
+
+    documented = _documentation(type(node))
+    fields: list[tuple[str, Any, Any]] = []
+    for name, child in config.children(node).items():
+        if config.is_node(child):
+            kind = _mirror(child)
+            value = dataclasses.field(default=kind())
+        else:
+            hint = config.annotation(node, name)
+            kind = type(child) if hint is Any else hint
+            value = dataclasses.field(default=child)
+        note = tyro.conf.arg(name=name, help=documented.get(name, ""))
+        fields.append((_identifier(name), Annotated[kind, note], value))
+    cls = dataclasses.make_dataclass(type(node).__name__, fields, frozen=True, kw_only=True,
+                                     bases=(base,) if base else ())
+    cls.__doc__ = (type(node).__doc__ or "").split("\n\n")[0] if dataclasses.is_dataclass(
+        node) else ""
+    return cls
+
+
+def _documentation(cls: type) -> dict[str, str]:
+    """The "Attributes:" of a class and of its bases."""
+    import docstring_parser
+
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.split(".")[0] not in ("builtins", "flax", "typing"):
+            parsed = docstring_parser.parse(base.__doc__ or "")
+            found |= {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
+    return found

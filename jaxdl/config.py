@@ -1,0 +1,367 @@
+"""Trees of frozen dataclasses: walk, override, check, record and rebuild them. Imports no jax.
+
+A node is a dataclass instance (Linen modules included), a mapping from names, or a tuple that holds
+nodes; everything else (None, bool, int, float, str, tuples of those) is a leaf. A path is the names
+from the root joined by dots: `task.model.depth`, `data.augment.0.pad`, `evals.test.every`.
+"""
+
+import ast
+import dataclasses
+import functools
+import importlib.util
+import inspect
+import math
+import sys
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from jaxdl.errors import UserError, nearest
+
+LINEN_FIELDS = ("parent", "name")  # Linen's own bookkeeping, not configuration.
+
+
+@dataclasses.dataclass(frozen=True)
+class Between:
+    """A bound on a number, for `Annotated`: low <= value <= high."""
+
+    low: float
+    high: float = math.inf
+
+    def __str__(self) -> str:
+        return (f"at least {self.low:g}" if self.high == math.inf
+                else f"between {self.low:g} and {self.high:g}")
+
+
+Count = Annotated[int, Between(0)]  # how many, possibly none
+Size = Annotated[int, Between(1)]  # how many, at least one
+Fraction = Annotated[float, Between(0, 1)]
+NonNegative = Annotated[float, Between(0)]
+
+
+def is_node(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(map(is_node, value))
+    return isinstance(value, Mapping) or (
+        dataclasses.is_dataclass(value) and not isinstance(value, type))
+
+
+def children(node: Any) -> dict[str, Any]:
+    """The children of a node by name; {} for a leaf."""
+    if not is_node(node):
+        return {}
+    if isinstance(node, Mapping):
+        return dict(node)
+    if isinstance(node, tuple):
+        return {str(i): child for i, child in enumerate(node)}
+    return {f.name: getattr(node, f.name) for f in dataclasses.fields(node)
+            if f.init and f.name not in LINEN_FIELDS}
+
+
+def rebuild(node: Any, named: Mapping[str, Any]) -> Any:
+    """The node with some children replaced."""
+    if isinstance(node, Mapping):
+        return {**node, **named}
+    if isinstance(node, tuple):
+        return tuple(named.get(str(i), child) for i, child in enumerate(node))
+    return dataclasses.replace(node, **named)
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    hints: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        if base.__module__.split(".")[0] not in ("flax", "builtins", "typing", "abc"):
+            hints |= inspect.get_annotations(base, eval_str=True)
+    return hints
+
+
+def annotation(node: Any, name: str) -> Any:
+    """The declared type of a child, `Annotated` bounds included; Any in mappings and tuples."""
+    return _hints(type(node)).get(name, Any) if dataclasses.is_dataclass(node) else Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    value: Any
+    hint: Any
+
+
+def leaves(node: Any, path: str = "", hint: Any = Any) -> Iterator[tuple[str, Leaf]]:
+    """Yields (path, Leaf) in the order of declaration."""
+    if not is_node(node):
+        yield path, Leaf(node, hint)
+        return
+    for name, child in children(node).items():
+        yield from leaves(child, f"{path}.{name}" if path else name, annotation(node, name))
+
+
+def get(tree: Any, path: str) -> Any:
+    """The node or leaf at `path`; a UserError names the nearest path."""
+    node = tree
+    for name in path.split("."):
+        if name not in children(node):
+            raise UserError(f"{path}: {type(tree).__name__} has no such field."
+                            f"{nearest(path, (p for p, _ in leaves(tree)))}")
+        node = children(node)[name]
+    return node
+
+
+def replace(tree: Any, changes: Mapping[str, Any]) -> Any:
+    """The tree with the nodes or leaves at the given paths replaced."""
+    for path in changes:
+        get(tree, path)
+
+    def walk(node: Any, path: str) -> Any:
+        if path in changes:
+            return changes[path]
+        named = {}
+        for name, child in children(node).items():
+            at = f"{path}.{name}" if path else name
+            if any(p == at or p.startswith(at + ".") for p in changes):
+                named[name] = walk(child, at)
+        return rebuild(node, named)
+
+    return walk(tree, "")
+
+
+def differences(a: Any, b: Any) -> list[tuple[str, Any, Any]]:
+    """(path, value in a, value in b) of every leaf or node that differs."""
+
+    def kind(node: Any) -> Any:
+        return (type(node), tuple(children(node))) if is_node(node) else None
+
+    def walk(x: Any, y: Any, path: str) -> Iterator[tuple[str, Any, Any]]:
+        if kind(x) != kind(y) or not is_node(x):
+            if kind(x) != kind(y) or type(x) is not type(y) or x != y:
+                yield path, x, y
+            return
+        for name, child in children(x).items():
+            yield from walk(child, children(y)[name], f"{path}.{name}" if path else name)
+
+    return list(walk(a, b, ""))
+
+
+# Types and bounds.
+
+
+def _bounds(hint: Any) -> tuple[Any, list[Between]]:
+    if typing.get_origin(hint) is Annotated:
+        inner, *extra = typing.get_args(hint)
+        return inner, [e for e in extra if isinstance(e, Between)]
+    return hint, []
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a leaf has its declared type and bounds; a traced float fits a float."""
+    hint, bounds = _bounds(hint)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, a) for a in args)
+    if origin is typing.Literal:
+        return any(value == a and type(value) is type(a) for a in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and (
+            all(fits(v, args[0]) for v in value) if args[-1] is ...
+            else len(value) == len(args) and all(map(fits, value, args)))
+    if hint in (None, type(None)):
+        return value is None
+    if hint is float:
+        if isinstance(value, (bool, str, tuple)) or value is None:
+            return False
+        if isinstance(value, (int, float)):
+            return math.isfinite(value) and all(b.low <= value <= b.high for b in bounds)
+        return hasattr(value, "dtype")  # an array or a tracer: floats are data
+    if hint is int:
+        return type(value) is int and all(b.low <= value <= b.high for b in bounds)
+    if hint in (bool, str):
+        return type(value) is hint
+    return True  # Any, or a class: a node's own business
+
+
+def describe(hint: Any) -> str:
+    """A declared type in words: "int, at least 1", "'max' or 'min'"."""
+    hint, bounds = _bounds(hint)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        text = " or ".join(map(describe, args))
+    elif origin is typing.Literal:
+        text = " or ".join(map(repr, args))
+    elif origin is tuple:
+        text = "tuple of " + (describe(args[0]) if args[-1] is ...
+                              else "(" + ", ".join(map(describe, args)) + ")")
+    elif hint in (None, type(None)):
+        text = "None"
+    else:
+        text = getattr(hint, "__name__", str(hint))
+    return ", ".join([text, *map(str, bounds)])
+
+
+def check(tree: Any) -> None:
+    """Raises a UserError for the first leaf that lacks its declared type or bounds."""
+    for path, leaf in leaves(tree):
+        if not isinstance(leaf.value, (type(None), bool, int, float, str, tuple)) and not hasattr(
+                leaf.value, "dtype"):
+            raise UserError(f"{path} is a {type(leaf.value).__name__}: an experiment holds only "
+                            "dataclasses, mappings, tuples, numbers, strings, booleans and None.")
+        if not fits(leaf.value, leaf.hint):
+            raise UserError(f"{path}={leaf.value!r}: expected {describe(leaf.hint)}.")
+
+
+# Records.
+
+
+def to_json(node: Any) -> Any:
+    """Plain JSON of a tree; a dataclass carries its import path under "_"."""
+    if isinstance(node, tuple):
+        return [to_json(child) for child in node]
+    if isinstance(node, Mapping):
+        return {name: to_json(child) for name, child in node.items()}
+    if is_node(node):
+        cls = type(node)
+        return {"_": f"{cls.__module__}:{cls.__qualname__}",
+                **{name: to_json(child) for name, child in children(node).items()}}
+    if node is None or type(node) in (bool, int, float, str):
+        return node
+    raise UserError(f"a value of type {type(node).__name__} cannot be recorded: {node!r}.")
+
+
+def from_json(data: Any, *, modules: Iterable[str] = (), path: str = "") -> Any:
+    """Rebuilds the tree that `to_json` recorded; runs no code but the constructors of dataclasses.
+
+    Only dataclasses of jaxdl, and of the modules that the caller names, are built: a record cannot
+    choose what to import.
+
+    Args:
+      data: what `json.load` returned.
+      modules: modules, already imported, whose dataclasses may be built too.
+      path: where `data` stands in the whole record, for errors.
+    """
+    if isinstance(data, list):
+        return tuple(from_json(x, modules=modules, path=f"{path}.{i}") for i, x in enumerate(data))
+    if not isinstance(data, dict):
+        return data
+    named = {k: from_json(v, modules=modules, path=f"{path}.{k}".strip("."))
+             for k, v in data.items() if k != "_"}
+    if "_" not in data:
+        return named
+    cls = _recorded_class(str(data["_"]), set(modules), path)
+    known = {f.name for f in dataclasses.fields(cls) if f.init}
+    for name in named:
+        if name not in known:
+            raise UserError(f"{path}.{name}: {cls.__name__} of this version of jaxdl has no such "
+                            f"field.{nearest(name, known)}")
+    return cls(**named)
+
+
+def _recorded_class(kind: str, modules: set[str], path: str) -> type:
+    module, _, name = kind.partition(":")
+    if module not in modules:
+        if module.split(".")[0] != "jaxdl":
+            raise UserError(f"{path}: the record names '{kind}', which is not part of jaxdl; name "
+                            "its file with --experiment=FILE and the run with --workdir=RUN_DIR.")
+        try:
+            found = importlib.util.find_spec(module)
+        except ImportError:
+            found = None
+        if found is None:
+            raise UserError(f"{path}: this version of jaxdl has no module '{module}'.")
+        importlib.import_module(module)
+    cls = getattr(sys.modules[module], name, None)
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == module):
+        raise UserError(f"{path}: '{kind}' is not a dataclass of this version of jaxdl.")
+    return cls
+
+
+# Experiment files.
+
+
+def folders() -> list[Path]:
+    """Where experiments are looked up by name: the working folder's, then jaxdl's own."""
+    package = Path(__file__).parent
+    return [p for p in (Path.cwd() / "experiments", package.parent / "experiments",
+                        package / "experiments") if p.is_dir()]
+
+
+def experiments() -> dict[str, Path]:
+    """The experiment files that can be named, by name."""
+    found = {p.stem: p for folder in reversed(folders()) for p in sorted(folder.glob("*.py"))
+             if not p.name.startswith("_")}
+    return dict(sorted(found.items()))
+
+
+def find(name: str) -> Path:
+    """The experiment file of a name in `experiments/`, or of a path to anyone's file."""
+    if name.endswith(".py") or "/" in name:
+        path = Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise UserError(f"--experiment={name}: there is no such file.")
+        return path
+    known = experiments()
+    if name not in known:
+        raise UserError(f"--experiment={name}: no such experiment.{nearest(name, known)} "
+                        f"'list' shows all {len(known)}.")
+    return known[name]
+
+
+def summary(path: Path) -> str:
+    """The first line of an experiment file's docstring, read without running it."""
+    try:
+        text = ast.get_docstring(ast.parse(path.read_text()))
+    except (SyntaxError, UnicodeDecodeError) as error:
+        return f"(cannot be read: {error})"
+    return text.splitlines()[0] if text else "(no docstring)"
+
+
+def load(path: Path) -> types.ModuleType:
+    """Imports an experiment file as the module `experiments.NAME`, and checks that it has config().
+
+    The file is the user's own code and is trusted. Its folder is appended to `sys.path`, so that it
+    can import its neighbours.
+    """
+    name = f"experiments.{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{path}:{error.lineno}: {error.msg}.") from error
+    except (ImportError, AttributeError, NameError, TypeError) as error:
+        raise UserError(f"{path}{_line(error, path)}: {error}") from error
+    if not callable(getattr(module, "config", None)):
+        raise UserError(f"{path} has no function config() that returns the Experiment.")
+    return module
+
+
+def build(module: types.ModuleType) -> Any:
+    """The checked value of an experiment file's `config()`."""
+    path = Path(str(module.__file__))
+    try:
+        tree = module.config()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (ImportError, AttributeError, NameError, TypeError, ValueError) as error:
+        raise UserError(f"{path}{_line(error, path)}: {error}") from error
+    if type(tree).__name__ != "Experiment":
+        raise UserError(f"{path}: config() returned a {type(tree).__name__}, not an Experiment.")
+    try:
+        check(tree)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return tree
+
+
+def _line(error: BaseException, path: Path) -> str:
+    """":LINE" of the deepest frame of the error in the user's file."""
+    line, trace = "", error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = f":{trace.tb_lineno}"
+        trace = trace.tb_next
+    return line

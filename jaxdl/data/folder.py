@@ -1,0 +1,158 @@
+"""A folder of the user's own images, one sub-folder for each class."""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+
+from jaxdl.config import Between, Size
+from jaxdl.data.images import Content, Encoded, Example, Images, decode, in_memory
+from jaxdl.data.progress import progress
+from jaxdl.errors import DataMissing, UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
+SPLITS = ("train", "validation", "valid", "val", "test")
+
+File = tuple[Path, int]  # an image and its class
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(Images):
+    """Your own images: PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, or PATH/CLASS/*.png.
+
+    Classes are numbered in the order of their names. Without folders for the splits, `test_percent`
+    of the images, chosen by a hash of their names, are the split "test": an image that is added
+    moves no other.
+
+    Attributes:
+      path: the folder.
+      size: height and width: the shorter side is resized to it and the centre cropped.
+      channels: 1 for grey, 3 for colour.
+      test_percent: how many of 100 images are the test split, if there are no folders for splits.
+      skip_broken: whether to leave out images that cannot be read, after checking each, rather
+        than to stop at the first.
+    """
+
+    path: str
+    size: Size
+    channels: Literal[1, 3] = 3
+    test_percent: Annotated[int, Between(1, 99)] = 20
+    skip_broken: bool = False
+
+    @property
+    def splits(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if not self._has_splits():
+            return ("train", "test")
+        return tuple(split for split in SPLITS if (self._folder() / split).is_dir())
+
+    @property
+    def names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        folder = self._folder()
+        return _classes(folder / "train" if self._has_splits() else folder)
+
+    def prepare(self) -> None:
+        for split in self.splits:
+            self._files(split)
+
+    def read(self, split: str) -> Content:
+        files = self._files(split)
+        if self.skip_broken:
+            files = _readable(files, self._decode)
+        examples = Encoded(lambda ids: [self._decode(files[i]) for i in ids], len(files),
+                           self._identity(files))
+        return in_memory(examples, f"{self.path} {split}")
+
+    def _decode(self, file: File) -> Example:
+        path, label = file
+        try:
+            image = decode(path, size=self.size, channels=self.channels, upright=True)
+        except Exception as error:  # Pillow raises what it likes for a broken file.
+            raise UserError(f"{path}: not a readable image ({error}); remove it, or set "
+                            "skip_broken=True.") from error
+        return {"image": image, "label": np.asarray(label, np.int32)}
+
+    def _identity(self, files: Sequence[File]) -> str:
+        digest = hashlib.sha256(f"{self.size} {self.channels}".encode())
+        for path, label in files:
+            name = path.relative_to(self._folder()).as_posix()
+            digest.update(f"{name}\0{label}\0{path.stat().st_size}\n".encode())
+        return digest.hexdigest()
+
+    def _folder(self) -> Path:
+        folder = Path(self.path).expanduser()
+        if not folder.is_dir():
+            raise DataMissing(f"ImageFolder: path={self.path}: there is no such folder.")
+        return folder
+
+    def _has_splits(self) -> bool:
+        return (self._folder() / "train").is_dir()
+
+    def _files(self, split: str) -> list[File]:
+        """The images of a split and their classes, in the order of their names."""
+        root, classes = self._folder(), self.names
+        folder = root / split if self._has_splits() else root
+        if _classes(folder) != classes:
+            differ = sorted(set(_classes(folder)) ^ set(classes))
+            raise UserError(f"{folder}: its classes differ from those of {root / 'train'}: "
+                            f"{', '.join(differ)} in one of them only.")
+        files: list[File] = []
+        for label, name in enumerate(classes):
+            images = sorted(path for path in (folder / name).rglob("*")
+                            if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+            if not images:
+                raise UserError(f"{folder / name}: no images in the folder of this class; expected "
+                                f"files that end in {', '.join(SUFFIXES)}.")
+            if not self._has_splits():
+                images = [path for path in images
+                          if (_percentile(path.relative_to(root)) < self.test_percent)
+                          == (split == "test")]
+            files += [(path, label) for path in images]
+        if not files:
+            raise UserError(f"{root}: no images are left for split {split!r}; change "
+                            f"test_percent={self.test_percent}.")
+        return files
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    names = tuple(sorted(path.name for path in folder.iterdir()
+                         if path.is_dir() and not path.name.startswith(".")))
+    if not names:
+        raise UserError(f"{folder}: no class folders; expected {folder}/CLASS/IMAGE.png.")
+    return names
+
+
+def _percentile(path: Path) -> int:
+    """0 ... 99 by a hash of the name."""
+    return int.from_bytes(hashlib.sha256(path.as_posix().encode()).digest()[:8]) % 100
+
+
+def _readable(files: list[File], decode: Callable[[File], Example]) -> list[File]:
+    """The files that can be decoded; says on stderr how many cannot."""
+    broken: list[str] = []
+
+    def check(file: File) -> bool:
+        try:
+            decode(file)
+        except UserError as error:
+            broken.append(str(error).split("; remove it")[0])
+            return False
+        return True
+
+    with (ThreadPoolExecutor(os.cpu_count()) as pool,
+          progress("checking images", len(files)) as advance):
+        kept = []
+        for file, good in zip(files, pool.map(check, files), strict=True):
+            kept += [file] if good else []
+            advance(1)
+    if broken:
+        print(f"ImageFolder: skipped {len(broken)} of {len(files)} images, such as {min(broken)}.",
+              file=sys.stderr)
+    if not kept:
+        raise UserError(f"{files[0][0].parent}: none of the {len(files)} images can be read.")
+    return kept

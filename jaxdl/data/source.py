@@ -1,0 +1,175 @@
+"""Where batches come from: a source is a pure function of (seed, position).
+
+A position counts examples from the start of training. The order within an epoch is a permutation
+that depends on (seed, epoch) alone, so any position is found at once; resuming replays nothing.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+Batch = dict[str, Any]  # "image", "label", ...; always "index" (example ids) and "mask", both [B]
+Transform = Callable[[Batch, Array], Batch]  # (batch, one key for each example) -> batch
+
+
+class Source(Protocol):
+    """One split of a data set.
+
+    Attributes:
+      size: how many examples it has.
+      arrays: arrays that live on the device, from which `read` gathers inside the compiled step;
+        None when `read` runs on the host.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def arrays(self) -> Mapping[str, Any] | None: ...
+
+    def index(self, seed: int, position: int, batch_size: int) -> np.ndarray:
+        """Ids of the examples at position ... position + batch_size, int32 [B]. On the host."""
+        ...
+
+    def read(self, index: Any) -> Batch:
+        """The examples with these ids, untransformed."""
+        ...
+
+    def transform(self, batch: Batch, key: Array) -> Batch:
+        """Augmentation and normalisation; pure, compiled. Random numbers are a function of `key`
+        and of each example's id, never of its place in the batch or on a device."""
+        ...
+
+
+class Data(Protocol):
+    """A data set as an experiment declares it; a frozen dataclass."""
+
+    @property
+    def stand_in(self) -> "StandIn | None": ...
+
+    def prepare(self) -> None:
+        """Makes sure that the data is on this machine, fetching it if need be; `DataMissing`, with
+        the ways to bring it, if that cannot be done."""
+        ...
+
+    def open(self, split: str) -> Source:
+        """The source of one split; "train" is augmented, every other only normalised."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A short hash that changes when the data does."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class StandIn:
+    """What to train on where the declared data is absent and cannot be fetched.
+
+    Attributes:
+      data: the other data set.
+      steps: steps that suit it, used unless --steps is given.
+    """
+
+    data: Data
+    steps: int
+
+
+@functools.lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    """A random order of `size` examples: [size] int32.
+
+    It sorts the raw output of Philox, which NumPy promises not to change (unlike that of
+    `Generator.permutation`), so a run continues in the same order under a later NumPy.
+    """
+    raw = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(size)
+    order = np.argsort(raw, kind="stable").astype(np.int32)
+    order.flags.writeable = False
+    return order
+
+
+def epoch_index(seed: int, position: int, batch_size: int, size: int) -> np.ndarray:
+    """Ids at position ... position + batch_size; each epoch visits each example exactly once."""
+    parts, end = [], position + batch_size
+    while position < end:
+        epoch, offset = divmod(position, size)
+        part = permutation(seed, epoch, size)[offset:offset + end - position]
+        parts.append(part)
+        position += len(part)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def transformed(transforms: Sequence[Transform], batch: Batch, key: Array) -> Batch:
+    """The batch after each transform, which gets one key for each example [B]."""
+    for i, transform in enumerate(transforms):
+        folded = jax.random.fold_in(key, i)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(folded, batch["index"])
+        batch = transform(batch, keys)
+    return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays:
+    """A source of arrays in memory: gathered and augmented inside the compiled step.
+
+    Attributes:
+      arrays: by name, the first axis counts examples; images as uint8 [N, H, W, C].
+      transforms: applied in order, inside the step.
+    """
+
+    arrays: Mapping[str, Any]
+    transforms: tuple[Transform, ...] = ()
+
+    @property
+    def size(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+    def index(self, seed: int, position: int, batch_size: int) -> np.ndarray:
+        return epoch_index(seed, position, batch_size, self.size)
+
+    def read(self, index: Any) -> Batch:
+        # mode="clip": ids are in range, so no code is compiled to fill in for those that are not.
+        return {name: jnp.take(x, index, axis=0, mode="clip") if isinstance(x, jax.Array)
+                else x[index] for name, x in self.arrays.items()}
+
+    def transform(self, batch: Batch, key: Array) -> Batch:
+        return transformed(self.transforms, batch, key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """A source read example by example on the host, in threads, ahead of the step.
+
+    Attributes:
+      examples: random access to examples as dicts of equally shaped NumPy arrays, and their number.
+      transforms: applied in order, inside the step.
+    """
+
+    examples: Sequence[Mapping[str, np.ndarray]]
+    transforms: tuple[Transform, ...] = ()
+
+    @property
+    def arrays(self) -> None:
+        return None
+
+    @property
+    def size(self) -> int:
+        return len(self.examples)
+
+    def index(self, seed: int, position: int, batch_size: int) -> np.ndarray:
+        return epoch_index(seed, position, batch_size, self.size)
+
+    def read(self, index: np.ndarray) -> Batch:
+        ids = [int(i) for i in index]
+        # Some collections read many at once faster than one by one (the convention of TFDS).
+        many = getattr(self.examples, "__getitems__", None)
+        rows = many(ids) if many else [self.examples[i] for i in ids]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def transform(self, batch: Batch, key: Array) -> Batch:
+        return transformed(self.transforms, batch, key)

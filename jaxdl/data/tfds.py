@@ -1,0 +1,354 @@
+"""Data sets of TensorFlow Datasets (TFDS), without TensorFlow.
+
+Reading needs no TensorFlow when a data set was prepared as ArrayRecord or Parquet. Preparing a few
+well-known ones needs none either; for every other one it is installed once, and never imported to
+train.
+"""
+
+import contextlib
+import glob
+import importlib.machinery
+import io
+import json
+import os
+import re
+import sys
+import tempfile
+import types
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdl.config import Size
+from jaxdl.data import images
+from jaxdl.data.fetch import data_folder, fetch
+from jaxdl.data.images import Content, Encoded, Example, Images, in_memory
+from jaxdl.errors import DataMissing, UserError, nearest
+
+# What is prepared without TensorFlow: the folder of its files in the data folder. (MNIST and
+# Fashion-MNIST have files of the same names.)
+PREPARED_HERE = {"mnist": "mnist", "fashion_mnist": "fashion_mnist", "cifar10": "", "cifar100": ""}
+RANDOM_ACCESS = ("array_record", "parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tfds(Images):
+    """A data set of TFDS, https://www.tensorflow.org/datasets/catalog, with an image and a label.
+
+    Its splits are those of TFDS, sub-splits such as "train[:80%]" or "train[80%:]" included.
+
+    Attributes:
+      name: as in the catalogue: "NAME", "NAME/CONFIG" or "NAME:VERSION".
+      directory: where TFDS keeps its data; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      image: name of the feature that holds the image.
+      label: name of the feature that holds the class.
+      train: what of TFDS the split "train" is, such as "train[:80%]".
+      size: height and width: the shorter side is resized to it and the centre cropped; None keeps
+        the images as they are, which must then be of one size.
+    """
+
+    name: str
+    directory: str | None = None
+    image: str = "image"
+    label: str = "label"
+    train: str = "train"
+    size: Size | None = None
+
+    @property
+    def splits(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return tuple(split["name"] for split in _info(self._path())["splits"])
+
+    @property
+    def names(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
+        file = self._path() / f"{self.label}.labels.txt"
+        return tuple(file.read_text().splitlines()) if file.exists() else None
+
+    @property
+    def classes(self) -> int:
+        features = json.loads((self._path() / "features.json").read_text())
+        feature = features.get("featuresDict", {}).get("features", {}).get(self.label, {})
+        if "classLabel" not in feature:
+            raise UserError(f"Tfds: label={self.label!r} of '{self.name}' is not a class.")
+        return int(feature["classLabel"]["numClasses"])
+
+    def has(self, split: str) -> bool:
+        return True  # TFDS parses it.
+
+    def prepare(self) -> None:
+        if prepared(self.name, self.directory) is None:
+            prepare(self.name, self.directory)
+
+    def read(self, split: str) -> Content:
+        examples = encoded(self._path(), self.train if split == "train" else split,
+                           image=self.image, label=self.label, size=self.size)
+        return in_memory(examples, f"{self.name} {split}")
+
+    def _path(self) -> Path:
+        self.prepare()
+        path = prepared(self.name, self.directory)
+        assert path is not None
+        return path
+
+
+def root(directory: str | None) -> Path:
+    """Where TFDS keeps its data."""
+    folder = directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return Path(folder).expanduser()
+
+
+def prepared(name: str, directory: str | None = None) -> Path | None:
+    """The folder of a data set that is prepared for random access, newest version first, or None.
+
+    Found without importing TFDS. A data set that is only there in another file format is an error.
+    """
+    base, _, version = name.partition(":")
+    folder = root(directory) / base
+    if "/" not in base and not _versions(folder):
+        configs = sorted(path.parent.parent.name for path in folder.glob("*/*/dataset_info.json"))
+        if len(set(configs)) > 1:
+            raise UserError(f"Tfds: name={name!r}: {folder} has the configs "
+                            f"{', '.join(sorted(set(configs)))}; name one, '{base}/{configs[0]}'.")
+        folder = folder / configs[0] if configs else folder
+    found = [path for path in _versions(folder) if version in ("", path.name)]
+    for path in found:
+        if _format(path) in RANDOM_ACCESS:
+            return path
+    if found:
+        raise UserError(f"{found[0]}: prepared as {_format(found[0])}, which only TensorFlow "
+                        "reads; prepare it as array_record in another folder: "
+                        f"{_command(name)}")
+    return None
+
+
+def _versions(folder: Path) -> list[Path]:
+    """The prepared versions in a folder, newest first."""
+    found = [path.parent for path in folder.glob("*/dataset_info.json")
+             if re.fullmatch(r"\d+\.\d+\.\d+", path.parent.name)]
+    return sorted(found, key=lambda path: [int(n) for n in path.name.split(".")], reverse=True)
+
+
+def _info(path: Path) -> dict[str, Any]:
+    """dataset_info.json."""
+    file = path / "dataset_info.json"
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read ({error}); delete {path} and prepare it "
+                        "again.") from error
+
+
+def _format(path: Path) -> str:
+    info = _info(path)
+    formats = [info.get("fileFormat") or "tfrecord", *info.get("alternativeFileFormats", [])]
+    return next((f for f in formats if f in RANDOM_ACCESS), formats[0])
+
+
+def _command(name: str) -> str:
+    """The shell command that prepares a data set with TensorFlow."""
+    return (f'pip install tensorflow-cpu && python -c "import tensorflow_datasets as tfds; '
+            f"tfds.builder('{name}', data_dir='DIRECTORY', file_format='array_record')"
+            '.download_and_prepare()"')
+
+
+# Reading.
+
+
+def encoded(path: Path, split: str, *, image: str = "image", label: str = "label",
+            size: int | None = None, also: Mapping[str, str] | None = None) -> Encoded:
+    """The examples of a prepared data set.
+
+    Args:
+      path: the folder that `prepared` found.
+      split: as in TFDS.
+      image, label: names of the features.
+      size: as in `images.decode`.
+      also: further features to read, by the name that they get.
+    """
+    tfds = _tfds()
+    builder = _quietly(tfds.builder_from_directory, path)
+    features = builder.info.features
+    wanted = {"image": image, "label": label, **(also or {})}
+    for field, feature in wanted.items():
+        if feature not in features:
+            raise UserError(f"Tfds: {field}={feature!r}: {builder.info.full_name} has no such "
+                            f"feature, only {', '.join(features)}.{nearest(feature, features)}")
+    if not isinstance(features[image], tfds.features.Image):
+        raise UserError(f"Tfds: image={image!r} of {builder.info.full_name} is not an image.")
+    height, width, channels = features[image].shape
+    if size is None and None in (height, width):
+        raise UserError(f"Tfds: the images of {builder.info.full_name} vary in size; set "
+                        "size=PIXELS to resize and crop them.")
+    try:
+        count = builder.info.splits[split].num_examples
+        instructions = builder.info.splits[split].file_instructions
+    except (KeyError, ValueError) as error:
+        raise UserError(f"Tfds: no split {split!r} in {builder.info.full_name}, only "
+                        f"{', '.join(map(repr, builder.info.splits))} and their parts, "
+                        "'train[:80%]'.") from error
+    _check_shards(instructions)
+    records = builder.as_data_source(
+        split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    places = None
+    if len(records) != count:  # TFDS 4.9 reads the whole shards of a part of a Parquet split.
+        starts = np.cumsum([0, *(file.examples_in_shard for file in instructions)])
+        places = np.concatenate([start + np.arange(file.examples_in_shard)[_slice(file)]
+                                 for start, file in zip(starts, instructions, strict=False)])
+        if len(records) != starts[-1]:
+            raise UserError(f"{path}: split {split!r} has {len(records)} records, expected "
+                            f"{starts[-1]}; delete {path} and prepare it again.")
+    subset = tfds.features.FeaturesDict({name: features[name] for name in wanted.values()})
+    raw = {image: tfds.decode.SkipDecoding()}
+
+    def decode(ids: Sequence[int]) -> list[Example]:
+        at = [i if places is None else int(places[i]) for i in ids]
+        found = records.__getitems__(at) if len(at) > 1 else [records[at[0]]]
+        return [decode_one(i, record) for i, record in zip(ids, found, strict=True)]
+
+    def decode_one(i: int, record: bytes) -> Example:
+        example = subset.deserialize_example_np(record, decoders=raw)
+        try:
+            pixels = images.decode(example[image], size=size, channels=1 if channels == 1 else 3)
+        except Exception as error:  # Pillow raises what it likes for a broken file.
+            raise UserError(f"{path}: image {i} of split {split!r} is broken ({error}).") from error
+        return {"image": pixels, "label": np.asarray(example[label], np.int32),
+                **{name: np.asarray(example[feature]) for name, feature in (also or {}).items()}}
+
+    files = [(Path(file.filename).name, os.path.getsize(file.filename)) for file in instructions]
+    return Encoded(decode, count,
+                   f"{builder.info.full_name} {split} {image} {label} {size} {files}")
+
+
+def arrays(path: Path, split: str, also: Mapping[str, str] | None = None) -> dict[str, np.ndarray]:
+    """A small prepared data set, decoded."""
+    content = in_memory(encoded(path, split, also=also), f"{path.parent.name} {split}")
+    assert not isinstance(content, Encoded)
+    return dict(content)
+
+
+def _slice(file: Any) -> slice:
+    """The part of a shard that a split takes."""
+    return slice(file.skip, None if file.take == -1 else file.skip + file.take)
+
+
+def _check_shards(instructions: Any) -> None:
+    for file in instructions:
+        if not os.path.exists(file.filename):
+            folder = os.path.dirname(file.filename)
+            raise UserError(f"{file.filename}: missing; delete {folder} and prepare it again.")
+
+
+def original_order(split: str, size: int) -> np.ndarray:
+    """Where TFDS put the examples 0, 1, 2, ... of a split whose builder keys them by number.
+
+    TFDS sorts examples by a hash of their keys, salted with the name of the split.
+    """
+    from tensorflow_datasets.core import hashing
+
+    hasher = hashing.Hasher(split)
+    by_hash = sorted(range(size), key=hasher.hash_key)
+    order = np.empty(size, np.int64)
+    order[by_hash] = np.arange(size)
+    return order
+
+
+def _tfds() -> Any:
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise DataMissing(f"Tfds: cannot be imported ({error}); pip install tensorflow-datasets "
+                          "importlib_resources h5py.") from error
+    return tensorflow_datasets
+
+
+def _quietly(function: Any, *args: Any, **kwargs: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function(*args, **kwargs)
+
+
+# Preparing.
+
+
+def prepare(name: str, directory: str | None = None) -> None:
+    """Downloads and prepares a data set of PREPARED_HERE; a DataMissing for any other."""
+    folder = PREPARED_HERE.get(name)
+    if folder is None:
+        raise DataMissing(f"Tfds: '{name}' is not in {root(directory)}; prepare it once: "
+                          f"{_command(name).replace('DIRECTORY', str(root(directory)))}")
+    tfds = _tfds()
+    from tensorflow_datasets.core.download import download_manager, downloader
+
+    downloads = data_folder() / folder
+    builder = tfds.builder(name, data_dir=root(directory), file_format="array_record")
+    for url, file in builder.url_infos.items():
+        fetch(url, downloads / file.filename, file.checksum)
+    # TFDS takes the files from `manual_dir`, checks them once more, and finds nothing to download.
+    downloader.MAX_RETRIES = 0
+    config = tfds.download.DownloadConfig(manual_dir=downloads)
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    try:
+        with _without_tensorflow(), tempfile.TemporaryDirectory(dir=data_folder()) as unpacked:
+            builder.download_and_prepare(download_config=config, download_dir=unpacked)
+    except download_manager.NonMatchingChecksumError as error:
+        raise UserError(f"{downloads}: a file is not the original one: "
+                        f"{' '.join(str(error).split())}") from error
+
+
+@contextlib.contextmanager
+def _without_tensorflow() -> Iterator[None]:
+    """Lets TFDS prepare images: a module stands in for the few parts of TensorFlow that it uses."""
+    from tensorflow_datasets.core.features import image_feature
+    from tensorflow_datasets.core.utils import lazy_imports_utils
+
+    encoder: Any = image_feature._ImageEncoder
+    lazy: Any = lazy_imports_utils.tensorflow
+    encode, loaded = encoder._encode_image, sys.modules.get("tensorflow")
+    encoder._encode_image = _encode_image
+    sys.modules["tensorflow"] = _stand_in()
+    lazy.__dict__.pop("_module", None)
+    try:
+        yield
+    finally:
+        encoder._encode_image = encode
+        lazy.__dict__.pop("_module", None)  # TFDS remembers the module: let it look again.
+        del sys.modules["tensorflow"]
+        if loaded is not None:
+            sys.modules["tensorflow"] = loaded
+
+
+def _encode_image(self: Any, pixels: np.ndarray) -> bytes:
+    """PNG or JPEG by Pillow, in place of TensorFlow's encoders."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    image.save(buffer, format=self.encoding_format)
+    return buffer.getvalue()
+
+
+def _stand_in() -> types.ModuleType:
+    tensorflow = types.ModuleType("tensorflow")
+    tensorflow.__spec__ = importlib.machinery.ModuleSpec("tensorflow", None)
+    named: dict[str, Any] = {name: type(name, (), {}) for name in (
+        "Tensor", "RaggedTensor", "SparseTensor", "TensorShape", "TensorSpec", "Variable")}
+    named |= {name: getattr(np, name) for name in (
+        "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16",
+        "float32", "float64")}
+    files = types.SimpleNamespace(
+        GFile=lambda path, mode="r": open(path, mode), exists=os.path.exists, isdir=os.path.isdir,
+        listdir=os.listdir, glob=glob.glob,
+        makedirs=lambda path: os.makedirs(path, exist_ok=True))
+    vars(tensorflow).update(
+        named, __version__="2.99.0", bool=np.bool_, string=np.object_,
+        io=types.SimpleNamespace(gfile=files),
+        compat=types.SimpleNamespace(
+            as_text=lambda text: text.decode() if isinstance(text, bytes) else str(text),
+            as_bytes=lambda text: text.encode() if isinstance(text, str) else bytes(text)),
+        dtypes=types.SimpleNamespace(DType=type("DType", (), {})),
+        data=types.SimpleNamespace(Dataset=type("Dataset", (), {})))
+    return tensorflow

@@ -1,0 +1,25 @@
+"""Mistakes of the user's, told in one line that names the nearest right thing."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake of the user's. The text is one line; the command prints it and exits with 2."""
+
+
+class RunError(Exception):
+    """What ended a run that was well defined. One line; the command prints it and exits with 1."""
+
+
+class DataMissing(UserError):
+    """A data set that is not on this machine and cannot be fetched."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Returns " Did you mean 'x'?" for the option closest to `name`, or ""."""
+    options = list(options)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    if not close:  # A leaf typed without its path: 'learning_rate.peak', 'depth'.
+        close = [o for o in options if o.split(".")[-1] == name.split(".")[-1]][:1]
+    return f" Did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,120 @@
+"""Evaluators turn a state into named numbers, on their own schedule.
+
+`Evaluate` sums a task's metrics over a split. Each batch gives (total, count) pairs that honour the
+mask of the padded last one; they are added up on the host in float64 and divided once, so neither
+the batch size nor the number of devices changes a count, or more than the rounding of a total.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jaxdl.config import Size
+from jaxdl.data.loader import Inputs, ahead, ordered
+from jaxdl.data.source import Source
+from jaxdl.parallel import Devices
+from jaxdl.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What an evaluator may use beside the task and the state.
+
+    Attributes:
+      name: of the evaluator, in `Experiment.evals`.
+      step: of the state.
+      source: opens a split of the experiment's data; a split is opened once.
+      batch_size: of the experiment.
+      devices: where to compute.
+      folder: the run's directory, for files; None if nothing is recorded.
+      poll: called between batches; raises when the run must leave.
+      compiled: compiled functions, kept between calls.
+    """
+
+    name: str
+    step: int
+    source: Callable[[str], Source]
+    batch_size: int
+    devices: Devices
+    folder: Any = None
+    poll: Callable[[], None] = lambda: None
+    compiled: dict[Any, Any] = field(default_factory=dict)
+
+
+class Evaluator(Protocol):
+    """Named numbers of a state, every so many steps and after the last."""
+
+    @property
+    def every(self) -> int: ...
+
+    def __call__(self, task: Task, state: Any, context: Context) -> Mapping[str, float]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """The task's metrics over one split of the experiment's own data.
+
+    Attributes:
+      split: of the data, not augmented.
+      every: steps between two evaluations; the last step is always evaluated.
+      batch_size: None for the experiment's.
+    """
+
+    split: str = "test"
+    every: Size = 1_000
+    batch_size: Size | None = None
+
+    def __call__(self, task: Task, state: Any, context: Context) -> Mapping[str, float]:
+        sums = total(self.measure, task, state, context, split=self.split,
+                     batch_size=self.batch_size or context.batch_size)
+        return self.finish(sums, context)
+
+    def measure(self, task: Task, state: Any, batch: Any) -> Any:
+        """Sums over one batch: any pytree of arrays. Compiled."""
+        return task.evaluate(state, batch)
+
+    def finish(self, sums: Any, context: Context) -> Mapping[str, float]:
+        """Numbers from the sums over the whole split (float64). On the host."""
+        return {name: float(mean.value()) for name, mean in sums.items()}
+
+
+def total(measure: Callable[[Task, Any, Any], Any], task: Task, state: Any, context: Context, *,
+          split: str, batch_size: int) -> Any:
+    """The sum over a split of `measure(task, state, batch)`, as float64 NumPy arrays."""
+    source, devices = context.source(split), context.devices
+    batch_size = devices.round_up(batch_size)
+    key = (context.name, split, batch_size)
+    if key not in context.compiled:
+        def run(state: Any, arrays: Any, inputs: Inputs) -> Any:
+            return measure(task, state, assemble(source, arrays, inputs, jax.random.key(0)))
+
+        context.compiled[key] = (
+            jax.jit(run, in_shardings=(None, devices.replicated, devices.batch),
+                    out_shardings=devices.replicated),
+            devices.replicate(source.arrays))
+    run, arrays = context.compiled[key]
+    results = []
+    for inputs in ahead(source, ordered(source.size, batch_size)):
+        context.poll()
+        results.append(run(state, arrays, inputs))
+    sums: Any = None
+    for result in jax.device_get(results):
+        result = jax.tree.map(lambda x: np.asarray(x, np.float64), result)
+        sums = result if sums is None else jax.tree.map(np.add, sums, result)
+    return sums
+
+
+def assemble(source: Source, arrays: Any, inputs: Inputs, key: jax.Array) -> dict[str, Any]:
+    """The transformed batch: gathered here from arrays in memory, else already read by the host.
+
+    Traced inside the compiled step.
+    """
+    batch: dict[str, Any] = dict(inputs)
+    if arrays is not None:
+        batch |= {name: jax.numpy.take(x, inputs["index"], axis=0, mode="clip")
+                  for name, x in arrays.items()}
+    return source.transform(batch, key)
+

@@ -1,0 +1,67 @@
+"""Layers, activations and initialisers that the models share."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdl.config import Fraction
+from jaxdl.errors import UserError, nearest
+
+Array = jax.Array
+
+# Normal with variance 2 / fan_out: He et al. (2015), https://arxiv.org/abs/1502.01852, section 2.2.
+he_normal = nn.initializers.variance_scaling(2., "fan_out", "normal")
+
+Activation = Literal["relu", "gelu", "silu", "elu", "tanh", "sigmoid"]
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "elu": nn.elu, "tanh": jnp.tanh,
+    "sigmoid": nn.sigmoid}
+
+
+def activate(x: Array, name: str) -> Array:
+    """The activation function of that name, applied to x [...]: [...]."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"activation={name!r}: expected one of {', '.join(ACTIVATIONS)}."
+                        f"{nearest(name, ACTIVATIONS)}")
+    return ACTIVATIONS[name](x)
+
+
+class Dropout(nn.Module):
+    """Sets each element to zero with probability `rate`, and divides the others by 1 - rate.
+
+    Srivastava et al. (2014), section 4, scaled in training instead of testing. It asks the rate no
+    Python question, unlike `nn.Dropout`, so that trials with different rates share one compiled
+    step. Random numbers come from the collection "dropout".
+
+    Attributes:
+      rate: probability of zero, less than one; None leaves the layer out.
+    """
+
+    rate: Fraction | None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if self.rate is None or not train:
+            return x
+        kept = jax.random.uniform(self.make_rng("dropout"), x.shape) >= self.rate
+        factor = jnp.asarray(1 / (1 - self.rate), x.dtype)
+        return jnp.where(kept, x * factor, jnp.zeros((), x.dtype))
+
+
+def batch_norm(train: bool, *, zero_scale: bool = False, name: str | None = None) -> nn.BatchNorm:
+    """Batch normalisation over all axes but the last, momentum 0.9 and epsilon 1e-5.
+
+    Ioffe & Szegedy (2015), https://arxiv.org/abs/1502.03167. The statistics are float32 whatever
+    the type of the input.
+
+    Args:
+      train: normalise by the batch, and update the running statistics; else by the latter.
+      zero_scale: start with a scale of zero instead of one.
+      name: of the module.
+    """
+    start = nn.initializers.zeros if zero_scale else nn.initializers.ones
+    return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5,
+                        scale_init=start, name=name)

@@ -1,0 +1,136 @@
+"""Where arrays live: a mesh of devices, and rules that place a state's arrays on it.
+
+The batch is split over the axes "data" and "fsdp". An array that a rule matches is split as the
+rule says; any other large one is split over "fsdp" along its largest dimension that divides; the
+rest is copied. One program, compiled by `jax.jit` with these shardings, runs on all devices.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jaxdl.errors import UserError, nearest
+from jaxdl.task import named
+
+if TYPE_CHECKING:
+    from jaxdl.experiment import Mesh, Rule
+
+AXES = ("data", "fsdp", "tensor")
+SMALL = 1 << 14  # elements; below that, splitting an array costs more than its copies
+
+
+@dataclass(frozen=True)
+class Devices:
+    """A mesh and its rules."""
+
+    mesh: jax.sharding.Mesh
+    rules: "tuple[Rule, ...]" = ()
+
+    @property
+    def replicated(self) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def batch(self) -> NamedSharding:
+        """Of arrays whose first axis counts examples."""
+        return NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
+
+    @property
+    def batch_ways(self) -> int:
+        """Into how many parts a batch is split."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def round_up(self, batch_size: int) -> int:
+        """The next batch size that the mesh divides."""
+        return -(-batch_size // self.batch_ways) * self.batch_ways
+
+    def replicate(self, tree: Any) -> Any:
+        """The arrays, copied to every device."""
+        return jax.device_put(tree, self.replicated)
+
+    def shardings(self, state: Any) -> Any:
+        """The sharding of every array of a state (arrays or their shapes).
+
+        A rule that matches no array, or an axis that does not divide its dimension, is an error.
+        """
+        flat = named(state)
+        used: set[str] = set()
+        specs = [self._spec(path, x, used) for path, x in flat.items()]
+        for rule in self.rules:
+            if rule.path not in used:
+                raise UserError(f"rules: {rule.path!r} matches no array of {len(rule.axes)} "
+                                f"dimensions.{nearest(rule.path, flat)}")
+        return jax.tree.unflatten(jax.tree.structure(state),
+                                  [NamedSharding(self.mesh, spec) for spec in specs])
+
+    def _spec(self, path: str, x: Any, used: set[str]) -> PartitionSpec:
+        for rule in self.rules:
+            if re.fullmatch(f"(.*/)?{rule.path}", path) and len(rule.axes) == x.ndim:
+                used.add(rule.path)
+                for axis, size in zip(rule.axes, x.shape, strict=True):
+                    if axis is not None and size % self.mesh.shape[axis]:
+                        raise UserError(
+                            f"mesh.{axis}={self.mesh.shape[axis]} does not divide {path} of shape "
+                            f"{tuple(x.shape)} that rule {rule.path!r} splits; the nearest that "
+                            f"does: {nearest_divisors(size, self.mesh.shape[axis])}.")
+                return PartitionSpec(*rule.axes)
+        ways = self.mesh.shape["fsdp"]
+        if ways > 1 and x.size >= SMALL:
+            whole = [d for d in range(x.ndim) if x.shape[d] % ways == 0]
+            if whole:
+                split = max(whole, key=lambda d: x.shape[d])
+                return PartitionSpec(*("fsdp" if d == split else None for d in range(x.ndim)))
+        return PartitionSpec()
+
+
+def nearest_divisors(size: int, ways: int) -> str:
+    """The divisors of `size` on both sides of `ways`, for an error text."""
+    divisors = [d for d in range(1, size + 1) if size % d == 0]
+    below = [d for d in divisors if d < ways][-1:]
+    above = [d for d in divisors if d > ways][:1]
+    return " or ".join(map(str, below + above))
+
+
+def arrange(mesh: "Mesh", rules: "tuple[Rule, ...]" = (), devices: Any = None) -> Devices:
+    """The devices in the order that the experiment's mesh asks for."""
+    devices = list(jax.devices() if devices is None else devices)
+    if mesh.data != -1 and mesh.data < 1:
+        raise UserError(f"mesh.data={mesh.data}: expected -1 (all that are left) or at least 1.")
+    other = mesh.fsdp * mesh.tensor
+    data = len(devices) // other if mesh.data == -1 else mesh.data
+    if not 0 < data * other <= len(devices) or (mesh.data == -1 and data * other != len(devices)):
+        wanted = f"mesh.data={mesh.data}, mesh.fsdp={mesh.fsdp}, mesh.tensor={mesh.tensor}"
+        raise UserError(f"{wanted} do not fit the {len(devices)} {devices[0].platform} device(s) "
+                        f"here; mesh.fsdp times mesh.tensor may be "
+                        f"{nearest_divisors(len(devices), other) or len(devices)}.")
+    shape = (data, mesh.fsdp, mesh.tensor)
+    grid = np.asarray(devices[:math.prod(shape)]).reshape(shape)
+    return Devices(jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES)), rules)
+
+
+def check_batch(batch_size: int, devices: Devices, accumulate: int = 1) -> None:
+    """Raises a UserError with the nearest legal sizes unless mesh and micro-batches divide it."""
+    ways = devices.batch_ways * accumulate
+    if batch_size % ways:
+        below = batch_size // ways * ways
+        legal = " or ".join(str(n) for n in (below, below + ways) if n)
+        axes = " x ".join(f"mesh.{a}={devices.mesh.shape[a]}" for a in ("data", "fsdp"))
+        micro = f" x task.accumulate={accumulate}" if accumulate > 1 else ""
+        raise UserError(f"batch_size={batch_size} is not divisible by {axes}{micro} = {ways}; "
+                        f"the nearest that is: {legal}.")
+
+
+def bytes_of(tree: Any) -> int:
+    """The bytes of a tree of arrays or of their shapes."""
+    def size(x: Any) -> int:
+        if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return 8 * math.prod(x.shape)
+        return math.prod(x.shape) * np.dtype(x.dtype).itemsize
+
+    return sum(map(size, jax.tree.leaves(tree)))
+

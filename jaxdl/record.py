@@ -1,0 +1,291 @@
+"""A run is a directory that explains, and can repeat, what happened.
+
+    config.json         the exact experiment, and whether a stand-in took the place of its data
+    overrides.txt       the leaves that the command line changed, a line each
+    environment.json    one entry a launch: versions, devices, command, git commit and diff
+    metrics.jsonl       one flat object a line, with "step"
+    checkpoints/        see checkpoint.py
+    tensorboard/        the same numbers for TensorBoard
+"""
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from jaxdl import __version__, config
+from jaxdl.checkpoint import committed, write_atomically
+from jaxdl.errors import UserError
+from jaxdl.process import Lock
+from jaxdl.sinks import Sink, open_sinks
+
+FORMAT = 1
+console = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What config.json holds.
+
+    Attributes:
+      name: of the experiment.
+      experiment: the tree as plain JSON.
+      stand_in: "Digits in place of Cifar10", or None.
+      fingerprint: of the data.
+      expected: the docstring of the experiment file.
+    """
+
+    name: str
+    experiment: Any
+    stand_in: str | None
+    fingerprint: str | None
+    expected: str
+
+
+def read(folder: Path) -> Recorded | None:
+    """What a run directory recorded; None if it is not one."""
+    path = folder / "config.json"
+    if not path.exists():
+        return None
+    try:
+        data = json.loads(path.read_text())
+        if data["format"] > FORMAT:
+            raise UserError(f"{path}: written by a newer jaxdl (format {data['format']}; this one "
+                            f"reads up to {FORMAT}).")
+        return Recorded(data["name"], data["experiment"], data["stand_in"], data["fingerprint"],
+                        data["expected"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{path}: not the config.json of a run ({type(error).__name__}: "
+                        f"{' '.join(str(error).split())}).") from error
+
+
+def new_folder(name: str) -> Path:
+    """runs/NAME/DATE_TIME, not in use yet."""
+    stem = Path("runs") / name / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder, n = stem, 1
+    while folder.exists():
+        n += 1
+        folder = stem.with_name(f"{stem.name}_{n}")
+    return folder
+
+
+def newest(name: str) -> Path:
+    """The run directory of this experiment that was written last."""
+    found = [p.parent for p in Path("runs", name).glob("*/config.json")]
+    if not found:
+        raise UserError(f"--resume: there is no run in {Path('runs', name)}.")
+    return max(found, key=lambda p: (p / "config.json").stat().st_mtime)
+
+
+class Run:
+    """An open run directory: this process alone writes into it.
+
+    Args:
+      folder: made if it does not exist.
+      record: what config.json shall hold.
+      overrides: leaves that the command line changed.
+      accept_changes: go on although the directory holds a different experiment.
+      modules: modules whose dataclasses config.json may name.
+    """
+
+    def __init__(self, folder: Path, record: Recorded, *, overrides: Mapping[str, Any],
+                 accept_changes: bool = False, modules: Iterable[str] = ()) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / ".probe").touch()
+            (folder / ".probe").unlink()
+        except OSError as error:
+            raise UserError(f"--workdir={folder}: cannot be written ({error.strerror}).") from error
+        self.folder, self.record = folder, record
+        self._lock = Lock(folder)
+        try:
+            old = read(folder)
+            if old is None and any(p.name not in ("LOCK", "config.json") for p in folder.iterdir()):
+                raise UserError(f"--workdir={folder}: is not empty and not a run directory.")
+            if old is not None and old != record and committed(folder / "checkpoints"):
+                changes = _changes(old, record, modules)
+                if changes and not accept_changes:
+                    raise UserError(f"--workdir={folder}: holds another experiment ({changes}). "
+                                    "Choose another, or continue it so with --accept_changes.")
+        except UserError:
+            self._lock.release()
+            raise
+        data = {"format": FORMAT, "jaxdl": __version__, "name": record.name,
+                "stand_in": record.stand_in, "fingerprint": record.fingerprint,
+                "expected": record.expected, "experiment": record.experiment}
+        write_atomically(folder / "config.json", json.dumps(data, indent=1))
+        lines = [f"{path}={value}\n" for path, value in overrides.items()]
+        write_atomically(folder / "overrides.txt", "".join(lines))
+        self._metrics: Any = None
+        self._sinks: list[Sink] = []
+
+    def start(self, step: int, devices: Iterable[Any], sinks: tuple[str, ...] = ()) -> None:
+        """Notes this launch, drops what was logged after `step`, and opens the sinks."""
+        path = self.folder / "environment.json"
+        launches = json.loads(path.read_text()) if path.exists() else []
+        write_atomically(path, json.dumps([*launches, environment(step, devices)], indent=1))
+        metrics = self.folder / "metrics.jsonl"
+        if metrics.exists():
+            write_atomically(metrics, "".join(_until(metrics.read_text(), step)))
+        self._metrics = metrics.open("a")
+        self._sinks = open_sinks(("tensorboard", *sinks), self.folder, step)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One line of metrics.jsonl, and the same to every sink. NaN and infinities become null."""
+        line: dict[str, Any] = {"step": step}
+        line |= {k: float(v) if math.isfinite(v) else None for k, v in values.items()}
+        if self.record.stand_in:
+            line["stand_in"] = self.record.stand_in
+        self._metrics.write(json.dumps(line) + "\n")
+        self._metrics.flush()
+        for sink in self._sinks:
+            sink.write(step, values)
+
+    def sync(self) -> None:
+        """Until the log is on disk."""
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())
+
+    def close(self) -> None:
+        for sink in self._sinks:
+            sink.close()
+        if self._metrics is not None:
+            self._metrics.close()
+        self._lock.release()
+
+
+def _changes(old: Recorded, new: Recorded, modules: Iterable[str]) -> str:
+    """How an experiment differs from the one that its directory holds, "" if it does not."""
+    found = []
+    if old.experiment != new.experiment:
+        a = config.from_json(old.experiment, modules=modules)
+        b = config.from_json(new.experiment, modules=modules)
+        found = [f"{path}: {_short(x)} then, {_short(y)} now"
+                 for path, x, y in config.differences(a, b)]
+    if old.stand_in != new.stand_in:
+        found.append(f"stand-in: {old.stand_in} then, {new.stand_in} now")
+    elif old.fingerprint != new.fingerprint:
+        found.append(f"content of the data: {old.fingerprint} then, {new.fingerprint} now")
+    return "; ".join(found)
+
+
+def _until(text: str, step: int) -> list[str]:
+    """The whole lines of a metrics.jsonl up to a step; a line torn by a kill is dropped."""
+    kept = []
+    for line in text.splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    return kept
+
+
+def environment(step: int, devices: Iterable[Any]) -> dict[str, Any]:
+    """Versions, devices, command, and the git state of the working folder."""
+    versions = {}
+    for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain",
+                 "tensorflow-datasets"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    git = {key: _git(*arguments) for key, arguments in {
+        "commit": ("rev-parse", "HEAD"), "diff": ("diff", "HEAD")}.items()}
+    return {"time": datetime.datetime.now().astimezone().isoformat("T", "seconds"),
+            "from_step": step, "command": sys.argv, "jaxdl": __version__,
+            "python": platform.python_version(), "platform": platform.platform(),
+            "versions": versions, "git": git,
+            "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in devices]}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10,
+                              errors="replace")
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip()[:1_000_000] if done.returncode == 0 else None
+
+
+def _short(value: Any) -> str:
+    text = type(value).__name__ + "(...)" if config.is_node(value) else repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
+
+
+# What the terminal shows.
+
+
+def announce(stand_in: str, reason: str) -> None:
+    """The box that nobody misses."""
+    console.print(Panel(f"[bold]{stand_in}[/bold]\n{reason}\nThe numbers of this run are those of "
+                        "the stand-in. --strict_data refuses it.", title="STAND-IN DATA",
+                        border_style="yellow", expand=False))
+
+
+def parameter_table(params: Mapping[str, Any], frozen: Mapping[str, Any]) -> Table:
+    """Parameters by module, at the first level of the tree."""
+    table = Table("module", "arrays", "parameters", box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    groups: dict[str, list[int]] = {}
+    for suffix, flat in (("", params), (" (frozen)", frozen)):
+        for path, x in flat.items():
+            groups.setdefault(path.split("/")[0] + suffix, []).append(math.prod(x.shape))
+    for name, sizes in groups.items():
+        table.add_row(name, str(len(sizes)), f"{sum(sizes):,}")
+    table.add_row("total", str(sum(map(len, groups.values()))),
+                  f"{sum(map(sum, groups.values())):,}", style="bold")
+    return table
+
+
+def metric_table(values: Mapping[str, float]) -> Table:
+    """Names and numbers, one a row."""
+    table = Table("metric", "value", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    for name, value in values.items():
+        table.add_row(name, f"{value:.6g}")
+    return table
+
+
+def number(value: float) -> str:
+    """Four digits, and no exponent for what people count."""
+    return f"{value:,.0f}" if 1_000 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+class Bar:
+    """A progress line on a terminal; elsewhere a plain line each time there are new numbers."""
+
+    def __init__(self, step: int, steps: int) -> None:
+        self.steps = steps
+        self._progress = Progress(
+            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"), BarColumn(bar_width=24),
+            TextColumn("{task.fields[text]}"), TimeRemainingColumn(), console=console,
+            transient=True, disable=not console.is_terminal)
+        self._task = self._progress.add_task("", total=steps, completed=step, text="")
+        self._progress.start()
+
+    def show(self, step: int, values: Mapping[str, float], kind: str) -> None:
+        """New numbers: of the train log (kept on the line), or of an evaluation (printed)."""
+        text = "  ".join(f"{name.split('/', 1)[1] if kind == 'train' else name} {number(value)}"
+                         for name, value in values.items())
+        if console.is_terminal and kind == "train":
+            self._progress.update(self._task, completed=step, text=text)
+        else:
+            self._progress.console.print(f"step {step:,}/{self.steps:,}  {text}", markup=False)
+
+    def close(self) -> None:
+        self._progress.stop()

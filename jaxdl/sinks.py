@@ -1,0 +1,91 @@
+"""Where numbers go beside metrics.jsonl: TensorBoard always, W&B and MLflow when asked for.
+
+A sink is built for a run's directory and the step that training starts from, gets flat mappings
+from names to numbers, and is closed at the end.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxdl.errors import UserError, nearest
+
+
+class Sink(Protocol):
+    def write(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard; on resume, events after the restored step are purged."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start
+                                     else None, write_to_disk=True)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """Weights & Biases. The run's id is the directory's name, so that a resumed run goes on in the
+    same curve; `step` is a metric of its own, so that it may repeat after a resume."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        import wandb
+
+        config = json.loads((folder / "config.json").read_text())
+        project = config["name"]
+        self._run = wandb.init(project=project, id=f"{project}-{folder.name}", resume="allow",
+                               dir=str(folder), config=config)
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log({"step": step, **values})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MLflow:
+    """MLflow's tracking server or folder, as its environment variables say."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        import mlflow
+
+        self._mlflow = mlflow
+        mlflow.set_experiment(json.loads((folder / "config.json").read_text())["name"])
+        kept = folder / "mlflow_run_id"
+        run = mlflow.start_run(run_id=kept.read_text() if kept.exists() else None,
+                               run_name=folder.name)
+        kept.write_text(run.info.run_id)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._mlflow.log_metrics(dict(values), step=step)
+
+    def close(self) -> None:
+        self._mlflow.end_run()
+
+
+SINKS: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+
+
+def open_sinks(names: tuple[str, ...], folder: Path, start: int) -> list[Sink]:
+    """The named sinks; one that is not installed is told with the command that installs it."""
+    sinks: list[Sink] = []
+    for name in names:
+        if name not in SINKS:
+            raise UserError(f"--sinks={name}: expected {', '.join(SINKS)}.{nearest(name, SINKS)}")
+        try:
+            sinks.append(SINKS[name](folder, start))
+        except ModuleNotFoundError as error:
+            raise UserError(f"--sinks={name} needs: pip install {error.name}") from error
+    return sinks

@@ -1,0 +1,72 @@
+"""Classification: one of several classes for each image."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdl.config import Fraction, Size
+from jaxdl.metrics import correct_at
+from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
+
+Array = jax.Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification(LossTask):
+    """Softmax cross-entropy of a model of images.
+
+    A batch has "image" [B, H, W, C], "label" (int [B], or probabilities [B, classes], as mixup
+    gives) and "mask" [B]. Metrics are the loss, the accuracy (against the likeliest class where the
+    labels are probabilities), and "topK_accuracy" for each K of `top_k`.
+
+    Attributes:
+      model: Linen module called as model(image, train), which returns logits [B, classes].
+      label_smoothing: weight of the uniform distribution in the labels, in training; evaluation
+        reports the plain cross-entropy. None does not smooth.
+      top_k: further accuracies: the label is among the K highest logits.
+    """
+
+    model: nn.Module
+    label_smoothing: Fraction | None = None
+    top_k: tuple[Size, ...] = ()
+
+    def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
+             train: bool) -> tuple[Mean, Aux]:
+        mask, labels = batch["mask"], batch["label"]
+        # What a masked example holds (NaN, say) must reach neither the sums nor the gradients.
+        kept = mask > 0
+        image = batch["image"]
+        image = jnp.where(kept.reshape(-1, *[1] * (image.ndim - 1)), image,
+                          jnp.zeros((), image.dtype))
+        logits, mutable = self.apply(self.model, variables, image, key=key, train=train)
+        logits = jnp.where(kept[:, None], logits, 0)  # [B, classes]
+
+        classes = logits.shape[-1]
+        if jnp.issubdtype(labels.dtype, jnp.integer):
+            target = jax.nn.one_hot(labels, classes)
+        else:
+            target, labels = jnp.where(kept[:, None], labels, 0), labels.argmax(-1)
+        if self.label_smoothing is not None and train:
+            target = (1 - self.label_smoothing) * target + self.label_smoothing / classes
+        losses = -(target * jax.nn.log_softmax(logits)).sum(-1)  # [B]
+
+        metrics = {"accuracy": Mean.of(correct_at(logits, labels, 1), mask)}
+        for k in self.top_k:
+            metrics[f"top{k}_accuracy"] = Mean.of(correct_at(logits, labels, k), mask)
+        return Mean.of(losses, mask), Aux(metrics=metrics, mutable=mutable)
+
+    def logits(self, state: TrainState, batch: Batch) -> Array:
+        """Logits [B, classes] of the evaluated parameters (the average where one is kept)."""
+        return self.apply(self.model, self.variables(state), batch["image"], key=state.key,
+                          train=False)[0]
+
+    def probabilities(self, state: TrainState, batch: Batch) -> Array:
+        """Softmax of the logits: [B, classes]."""
+        return jax.nn.softmax(self.logits(state, batch))
+
+    def predict(self, state: TrainState, batch: Batch) -> Array:
+        """The likeliest class: int32 [B]."""
+        return self.logits(state, batch).argmax(-1).astype(jnp.int32)

@@ -1,0 +1,509 @@
+"""The only training loop. At each step: evaluate if due, save if due, leave if asked, update.
+
+The loop never waits for the device: it dispatches steps, and fetches the numbers of a log interval
+one interval late, all at once.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdl import config, parallel, record
+from jaxdl.checkpoint import Checkpoints, load, overlay, select
+from jaxdl.data.loader import ahead, shuffled
+from jaxdl.data.source import Source
+from jaxdl.errors import RunError, UserError, nearest
+from jaxdl.evaluate import Context, assemble
+from jaxdl.experiment import Experiment
+from jaxdl.process import Preempted, Signals
+from jaxdl.task import Mean, named
+
+console = record.console
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Window:
+    """The numbers of one log interval, summed on the device.
+
+    Attributes:
+      means: sums of the metrics that are means.
+      last: the newest value of the others.
+      skipped: steps whose update was dropped.
+      halted: the first step that was not finite, if such a step ends the run; else -1.
+    """
+
+    means: dict[str, Mean]
+    last: dict[str, Any]
+    skipped: Any
+    halted: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Carry:
+    """What one step hands to the next, and what a checkpoint holds."""
+
+    state: Any
+    window: Window
+
+
+class Program:
+    """The compiled functions of an experiment, on the devices it asks for.
+
+    The scalar floats of task, optimizer and transforms, and the seed, are arguments of the
+    compiled functions: another learning rate is the same program.
+
+    Args:
+      experiment: what to compile.
+      source: its training data.
+      devices: where.
+    """
+
+    def __init__(self, experiment: Experiment, source: Source, devices: parallel.Devices) -> None:
+        self.experiment, self.source, self.devices = experiment, source, devices
+        self._tree = {"task": experiment.task, "optimizer": experiment.optimizer,
+                      "transforms": getattr(source, "transforms", ())}
+        floats = {p: leaf.value for p, leaf in config.leaves(self._tree)
+                  if type(leaf.value) is float}
+        self._paths = tuple(floats)
+        seed = np.uint32(experiment.seed)
+        self.knobs = devices.replicate((np.array(list(floats.values()), np.float32), seed))
+        self.arrays = devices.replicate(source.arrays)
+        inputs = next(iter(ahead(source, self.plan(0, 1))))
+        self._inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), inputs)
+        try:
+            state, metrics = self._shapes()
+        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+            self._paths = ()  # A float is used as structure: compile for its value.
+            state, metrics = self._shapes()
+            console.print("note: a model asks a float a question, so that every value of it is "
+                          f"compiled anew: {str(error).splitlines()[0]}", markup=False)
+        window = Window({k: m for k, m in metrics.items() if isinstance(m, Mean)},
+                        {k: m for k, m in metrics.items() if not isinstance(m, Mean)},
+                        jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.int32))
+        shapes = Carry(state, window)
+        shardings = Carry(devices.shardings(state),
+                          jax.tree.map(lambda _: devices.replicated, window))
+        self.target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                                   shapes, shardings)
+        self.init = jax.jit(self._start, out_shardings=shardings)
+        self.step = jax.jit(self._step, donate_argnums=0, out_shardings=shardings,
+                            in_shardings=(shardings, devices.replicated, devices.replicated,
+                                          devices.batch))
+        self.reset = jax.jit(self._reset, out_shardings=shardings.window)
+        self.empty = jax.jit(self._empty, out_shardings=shardings.window)
+
+    def plan(self, start: int, steps: int) -> Any:
+        """The batches of `steps` steps from example number `start` on."""
+        return shuffled(self.source, self.experiment.seed, start, self.experiment.batch_size, steps)
+
+    def compile(self) -> Any:
+        """Compiles the step ahead of its first call; returns what XLA says of its memory."""
+        return self.step.lower(self.target, self.knobs, self.arrays,
+                               self._inputs).compile().memory_analysis()
+
+    def _shapes(self) -> tuple[Any, Any]:
+        """Of the state and of a step's metrics."""
+        state = jax.eval_shape(self._init, self.knobs)
+        return state, jax.eval_shape(self._update, state, self.knobs, self.arrays, self._inputs)[1]
+
+    def _bind(self, knobs: Any) -> tuple[Any, Any, Any, Source, jax.Array]:
+        floats, seed = knobs
+        tree = config.replace(self._tree, dict(zip(self._paths, floats, strict=False)))
+        experiment = dataclasses.replace(self.experiment, task=tree["task"],
+                                         optimizer=tree["optimizer"])
+        source = self.source
+        if hasattr(source, "transforms"):
+            source = dataclasses.replace(source, transforms=tree["transforms"])  # type: ignore
+        return (experiment.task, experiment.transformations(), experiment.optimizer, source,
+                jax.random.key(seed))
+
+    def _init(self, knobs: Any) -> Any:
+        task, tx, _, source, key = self._bind(knobs)
+        shapes = jax.eval_shape(functools.partial(assemble, source), self.arrays, self._inputs, key)
+        batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return task.init(jax.random.fold_in(key, 0), batch, tx)
+
+    def _start(self, knobs: Any) -> Carry:
+        return Carry(self._init(knobs), self._empty())
+
+    def _empty(self) -> Window:
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.target.window)
+        return dataclasses.replace(zeros, halted=jnp.int32(-1))
+
+    def _reset(self, window: Window) -> Window:
+        return dataclasses.replace(self._empty(), halted=window.halted)
+
+    def _update(self, state: Any, knobs: Any, arrays: Any, inputs: Any) -> tuple[Any, Any]:
+        task, tx, optimizer, source, key = self._bind(knobs)
+        key = jax.random.fold_in(jax.random.fold_in(key, 1), state.seen)
+        new, metrics = task.step(state, assemble(source, arrays, inputs, key), tx)
+        several = optimizer if isinstance(optimizer, Mapping) else {"": optimizer}
+        rates = {f"learning_rate{'/' if n else ''}{n}":
+                 o.learning_rate(state.step, self.experiment.steps) for n, o in several.items()}
+        return new, {**metrics, **rates}
+
+    def _step(self, carry: Carry, knobs: Any, arrays: Any, inputs: Any) -> Carry:
+        old, window = carry.state, carry.window
+        new, metrics = self._update(old, knobs, arrays, inputs)
+        finite = functools.reduce(jnp.logical_and, (
+            jnp.isfinite(x).all() for x in jax.tree.leaves(metrics)))
+        stop = self.experiment.nonfinite == "stop"
+        halted = jnp.where(stop & ~finite & (window.halted < 0), old.step, window.halted)
+        good = (halted < 0) if stop else finite
+        noted = (window.halted < 0) if stop else finite
+
+        def choose(which: Any, a: Any, b: Any) -> Any:
+            return jax.tree.map(lambda x, y: jnp.where(which, x, y), a, b)
+
+        state = choose(good, new, old)
+        if not stop:
+            state = dataclasses.replace(state, step=new.step, seen=new.seen)
+        means = {k: window.means[k] + m for k, m in metrics.items() if isinstance(m, Mean)}
+        last = {k: m for k, m in metrics.items() if not isinstance(m, Mean)}
+        return Carry(state, Window(choose(noted, means, window.means),
+                                   choose(noted, last, window.last),
+                                   window.skipped + ~finite, halted))
+
+
+@dataclass
+class Progress:
+    """What a checkpoint remembers beside the arrays.
+
+    Attributes:
+      evaluated: evaluators that have run at this step.
+      results: the newest value of each evaluation metric.
+      best: the best value so far of the metric that ranks.
+      best_step: where it was reached.
+      waited: evaluations since then.
+      stopped: whether training ended early.
+    """
+
+    evaluated: list[str] = dataclasses.field(default_factory=list)
+    results: dict[str, float] = dataclasses.field(default_factory=dict)
+    best: float | None = None
+    best_step: int | None = None
+    waited: int = 0
+    stopped: bool = False
+
+
+class Clock:
+    """Seconds and waiting time of a log interval, without evaluations and saves."""
+
+    def __init__(self) -> None:
+        self._steps, self._began, self._waited = 0, time.perf_counter(), 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The time inside is spent waiting for data; one call a step."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+        self._steps += 1
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The time inside does not count."""
+        began = time.perf_counter()
+        yield
+        self._began += time.perf_counter() - began
+
+    def interval(self) -> tuple[float, float]:
+        """(steps a second, fraction of the time spent waiting) since the last call."""
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        rates = self._steps / seconds, self._waited / seconds
+        self.__init__()
+        return rates
+
+
+class NonFinite(Exception):
+    """A step whose loss or gradient was NaN or infinite."""
+
+    def __init__(self, step: int, names: str) -> None:
+        super().__init__(step, names)
+        self.step, self.names = step, names
+
+
+def finite_or_raise(window: Window) -> Window:
+    """The window, unless a step in it ended the run."""
+    if window.halted < 0:
+        return window
+    values = {k: m.total for k, m in window.means.items()} | window.last
+    bad = [name for name, x in values.items() if not np.isfinite(x).all()]
+    raise NonFinite(int(window.halted), f"{', '.join(bad)} {'is' if len(bad) == 1 else 'are'}")
+
+
+def fit(experiment: Experiment, run: record.Run, *, sinks: tuple[str, ...] = ()) -> Progress:
+    """Trains from the run's newest checkpoint, or from the start, to the last step.
+
+    Args:
+      experiment: what to train.
+      run: where to record it; closed at the end.
+      sinks: names of further sinks, see sinks.py.
+
+    Raises:
+      Preempted: the process was asked to leave; everything is saved.
+      RunError: a step was not finite, or a save failed.
+    """
+    with Signals() as signals, contextlib.closing(run):
+        devices = parallel.arrange(experiment.mesh, experiment.rules)
+        validate(experiment, devices)
+        opened = functools.cache(experiment.data.open)
+        program = Program(experiment, opened("train"), devices)
+        signals.poll()
+        folder = run.folder / "checkpoints"
+        with contextlib.closing(Checkpoints(folder, experiment.keep)) as checkpoints:
+            return _Fit(experiment, run, program, checkpoints, opened, signals)(sinks)
+
+
+class _Fit:
+    """One call of `fit`: what its parts share."""
+
+    def __init__(self, experiment: Experiment, run: record.Run, program: Program,
+                 checkpoints: Checkpoints, opened: Callable[[str], Source],
+                 signals: Signals) -> None:
+        self.experiment, self.run, self.program = experiment, run, program
+        self.checkpoints, self.opened, self.signals = checkpoints, opened, signals
+        self.progress, self.clock = Progress(), Clock()
+        self.compiled: dict[Any, Any] = {}  # of the evaluators
+        self.pending: tuple[int, tuple[float, float], Window] | None = None
+        self.all_finite = jax.jit(_all_finite)
+
+    def __call__(self, sinks: tuple[str, ...]) -> Progress:
+        start, carry = self.begin()
+        end, program = self.experiment.steps, self.program
+        if self.progress.stopped or (start >= end and not self.due(start)):
+            early = ", stopped early" if self.progress.stopped else ""
+            console.print(f"{self.run.folder} is finished (step {start:,}{early}).", markup=False)
+            self.report()
+            return self.progress
+        self.run.start(start, program.devices.mesh.devices.flat, sinks)
+        if start < end:
+            began = time.perf_counter()
+            memory = program.compile()
+            console.print(f"compiled in {time.perf_counter() - began:.1f} s; state "
+                          f"{_size(parallel.bytes_of(carry.state))}, data on the device "
+                          f"{_size(parallel.bytes_of(program.arrays))}, temporaries of a step "
+                          f"{_size(memory.temp_size_in_bytes) if memory else 'unknown'}")
+            self.signals.poll()
+        with contextlib.closing(record.Bar(start, end)) as self.bar:
+            self.loop(start, carry)
+        console.print(f"finished: {self.run.folder}", markup=False)
+        self.report()
+        return self.progress
+
+    def begin(self) -> tuple[int, Carry]:
+        """(step, carry) of the newest checkpoint, or of a fresh start."""
+        program, run = self.program, self.run
+        restored = self.checkpoints.restore(program.target)
+        if restored is not None:
+            carry, meta, skipped = restored
+            for line in skipped:
+                console.print(f"warning: {line}", markup=False)
+            self.progress = Progress(**meta["progress"])
+            step = int(carry.state.step)
+            if step < self.experiment.steps and not self.progress.stopped:
+                console.print(f"continuing {run.folder} from step {step:,}", markup=False)
+            return step, carry
+        self.checkpoints.check_space(program.target, self.experiment.keep + 2)
+        carry = program.init(program.knobs)
+        if self.experiment.init_from.path is not None:
+            state, line = overlay(carry.state, self.experiment.init_from)
+            console.print(line, markup=False)
+            carry = Carry(state, carry.window)
+        if hasattr(carry.state, "params"):
+            console.print(record.parameter_table(named(carry.state.params),
+                                                 named(getattr(carry.state, "frozen", {}))))
+        return 0, carry
+
+    def loop(self, step: int, carry: Carry) -> None:
+        experiment, program, progress, clock = (self.experiment, self.program, self.progress,
+                                                self.clock)
+        start, end = step, experiment.steps
+        clock.interval()  # starts now
+        stream = ahead(program.source, program.plan(int(carry.state.seen), end - step))
+        try:
+            while True:
+                self.checkpoints.poll()
+                improved = self.evaluate(step, carry) if self.due(step) else False
+                last = step >= end or progress.stopped
+                if last:
+                    return self.keep(step, carry)
+                if improved or (step % experiment.save_every == 0 and step > start):
+                    self.save(step, carry)
+                self.signals.poll()
+                with clock.waiting():
+                    inputs = next(stream)
+                carry = program.step(carry, program.knobs, program.arrays, inputs)
+                step += 1
+                progress.evaluated.clear()
+                if step % experiment.log_every == 0 or step == end:
+                    self.flush()  # the interval before this one: the device has long done it
+                    self.pending = step, clock.interval(), carry.window
+                    carry = Carry(carry.state, program.reset(carry.window))
+        except Preempted as signal:
+            self.keep(step, carry)
+            raise Preempted(f"{signal}: saved step {step:,}; continue with "
+                            f"--workdir={self.run.folder}") from None
+        except NonFinite as error:
+            step = int(carry.state.step)
+            saved = "the step before it is saved"
+            if self.all_finite(carry.state):
+                self.keep(step, Carry(carry.state, program.empty()))
+            else:
+                saved = "it is not saved"
+            raise RunError(f"{self.run.folder}: step {error.step:,}: {error.names} not finite; "
+                           f"{saved}. A lower learning rate, --optimizer.clip or "
+                           "--nonfinite=skip may help.") from error
+        except UserError:  # Of the data: what was learned until now is kept.
+            self.keep(step, carry)
+            raise
+
+    def keep(self, step: int, carry: Carry) -> None:
+        """Saves, and waits until it is on disk."""
+        self.save(step, carry)
+        self.checkpoints.wait()
+
+    def flush(self, carry: Carry | None = None) -> None:
+        """Logs the interval that was dispatched last. A step in it that was not finite ends the
+        run; with `carry`, one in the interval under way does too."""
+        if self.pending is not None:
+            (step, (rate, waited), window), self.pending = self.pending, None
+            self.log(step, rate, waited, finite_or_raise(jax.device_get(window)))
+        if carry is not None:
+            finite_or_raise(jax.device_get(carry.window))
+
+    def log(self, step: int, rate: float, waited: float, window: Window) -> None:
+        """One line of the training log."""
+        values = {name: float(np.float64(mean.total) / np.float64(mean.count))
+                  if mean.count else math.nan for name, mean in window.means.items()}
+        values |= {name: float(x) for name, x in window.last.items()}
+        values["examples_per_second"] = rate * self.experiment.batch_size
+        values["data_wait"] = waited
+        if window.skipped:
+            values["skipped"] = float(window.skipped)
+        values = {f"train/{name}": value for name, value in values.items()}
+        self.run.log(step, values)
+        self.bar.show(step, values, "train")
+
+    def due(self, step: int) -> list[str]:
+        """The evaluators to run at this step: on their schedule, and all after the last."""
+        return [name for name, evaluator in self.experiment.evals.items()
+                if name not in self.progress.evaluated and step > 0 and (
+                    step % evaluator.every == 0 or step == self.experiment.steps)]
+
+    def evaluate(self, step: int, carry: Carry) -> bool:
+        """Runs the evaluators that are due; whether the ranked metric improved."""
+        self.flush(carry)
+        improved, ranking, progress = False, self.experiment.best, self.progress
+        with self.clock.paused():
+            for name in self.due(step):
+                values = self.experiment.evals[name](self.experiment.task, carry.state, Context(
+                    name=name, step=step, source=self.opened, devices=self.program.devices,
+                    batch_size=self.experiment.batch_size, folder=self.run.folder,
+                    poll=self.signals.poll, compiled=self.compiled))
+                values = {f"{name}/{metric}": float(x) for metric, x in values.items()}
+                self.run.log(step, values)
+                self.bar.show(step, values, "evaluation")
+                progress.results |= values
+                progress.evaluated.append(name)
+                if ranking.metric is None or ranking.metric.split("/")[0] != name:
+                    continue
+                if ranking.metric not in values:
+                    raise UserError(f"best.metric={ranking.metric}: the evaluator has no such "
+                                    f"metric.{nearest(ranking.metric, values)}")
+                if better(values[ranking.metric], progress.best, ranking.mode):
+                    progress.best, progress.best_step = values[ranking.metric], step
+                    progress.waited, improved = 0, True
+                else:
+                    progress.waited += 1
+                    progress.stopped = (ranking.patience is not None
+                                        and progress.waited >= ranking.patience)
+        return improved
+
+    def save(self, step: int, carry: Carry) -> None:
+        """Starts a checkpoint, once all numbers up to here are in the log."""
+        self.flush(carry)
+        with self.clock.paused():
+            if not self.all_finite(carry.state):
+                raise NonFinite(step, "parameters are")
+            self.run.sync()
+            self.checkpoints.save(step, carry, best=self.progress.best_step, meta={
+                "progress": dataclasses.asdict(self.progress),
+                "config": dataclasses.asdict(self.run.record)})
+
+    def report(self) -> None:
+        """The newest numbers of every evaluator, as a table."""
+        if self.progress.results:
+            console.print(record.metric_table(self.progress.results))
+        if self.progress.best is not None:
+            console.print(f"best {self.experiment.best.metric} {self.progress.best:.6g} at step "
+                          f"{self.progress.best_step:,}")
+
+
+def better(value: float, than: float | None, mode: str) -> bool:
+    """Whether a metric improves; NaN never does."""
+    if math.isnan(value):
+        return False
+    return than is None or (value > than if mode == "max" else value < than)
+
+
+def validate(experiment: Experiment, devices: parallel.Devices) -> None:
+    """Raises a UserError for what no single leaf shows, before anything is compiled."""
+    parallel.check_batch(experiment.batch_size, devices,
+                         getattr(experiment.task, "accumulate", 1))
+    if experiment.steps * experiment.batch_size >= 1 << 32:
+        raise UserError(f"steps={experiment.steps:,} times batch_size={experiment.batch_size:,} "
+                        "examples: a run counts at most 4,294,967,295.")
+    metric = experiment.best.metric
+    if metric is not None and metric.split("/")[0] not in experiment.evals:
+        raise UserError(f"best.metric={metric}: expected EVALUATOR/METRIC, with one of evals: "
+                        f"{', '.join(experiment.evals) or 'none'}."
+                        f"{nearest(metric.split('/')[0], experiment.evals)}")
+
+
+def evaluate(experiment: Experiment, folder: Path,
+             step: str = "last") -> tuple[int, dict[str, float]]:
+    """(step, metrics) of all evaluators on a checkpoint of a run: what `fit` logged there.
+
+    Args:
+      experiment: as recorded in the run.
+      folder: the run directory; only read.
+      step: "best", "last" or the number of a checkpoint.
+    """
+    number = select(folder, step)
+    devices = parallel.arrange(experiment.mesh, experiment.rules)
+    opened = functools.cache(experiment.data.open)
+    program = Program(experiment, opened("train"), devices)
+    try:
+        carry, _ = load(folder / "checkpoints", number, {"state": program.target.state}, True)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    results = {}
+    for name, evaluator in experiment.evals.items():
+        values = evaluator(experiment.task, carry["state"], Context(
+            name=name, step=number, source=opened, batch_size=experiment.batch_size,
+            devices=devices))
+        results |= {f"{name}/{metric}": float(x) for metric, x in values.items()}
+    return number, results
+
+
+def _all_finite(state: Any) -> jax.Array:
+    return functools.reduce(jnp.logical_and, (
+        jnp.isfinite(x).all() for x in jax.tree.leaves(state)
+        if jnp.issubdtype(x.dtype, jnp.floating)), jnp.bool_(True))
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

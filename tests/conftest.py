@@ -1,0 +1,25 @@
+"""Eight virtual devices, and a compilation cache that the tests' own processes share."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+CACHE = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR",
+                              str(Path(tempfile.gettempdir()) / "jaxdl-test-compilations"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["COLUMNS"] = "100"
+
+import jax  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds data of the machine it runs on, or writes outside its own folder."""
+    monkeypatch.setenv("JAXDL_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
