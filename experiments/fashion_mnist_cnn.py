@@ -7,13 +7,11 @@ two convolutions with batch norm. The images come from the folder in --data.dire
 package dataset-fashion-mnist, from a directory that TFDS prepared, or by download.
 """
 
-from jaxdl.tasks.classification import Classification
-
 from jaxdl.data.idx import FashionMnist
-from jaxdl.evaluate import Evaluate
 from jaxdl.experiment import Best, Experiment
 from jaxdl.models.cnn import CNN
 from jaxdl.optimizer import AdamW, Cosine
+from jaxdl.tasks.classification import Classification, ClassificationReport
 
 
 def config() -> Experiment:
@@ -22,7 +20,7 @@ def config() -> Experiment:
                                       dropout=0.4, classes=10)),
         data=FashionMnist(),
         optimizer=AdamW(learning_rate=Cosine(peak=2e-3, warmup=0.05), weight_decay=0.02),
-        evals={"test": Evaluate(split="test", every=469)},
+        evals={"test": ClassificationReport(split="test", every=469)},
         best=Best(metric="test/accuracy"),
         steps=4_690, batch_size=128, save_every=469,  # ten epochs
     )

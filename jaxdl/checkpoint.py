@@ -297,8 +297,8 @@ def parameters(run: Path, step: str) -> tuple[int, dict[str, np.ndarray]]:
         folder / "arrays" / str(number) / "default", args=orbax.args.PyTreeRestore(
             item=tree, partial_restore=True, restore_args=jax.tree.map(
                 lambda _: orbax.RestoreArgs(restore_type=np.ndarray), tree)))
-    flat: dict[str, Any] = {
-        p.removeprefix("state/"): x for p, x in traverse_util.flatten_dict(restored, sep="/").items()}
+    found = traverse_util.flatten_dict(restored, sep="/")
+    flat: dict[str, Any] = {p.removeprefix("state/"): x for p, x in found.items()}
     for old in ("frozen/", "ema/"):
         flat = {**{p: x for p, x in flat.items() if not p.startswith(old)},
                 **{"params/" + p[len(old):]: x for p, x in flat.items() if p.startswith(old)}}
@@ -353,7 +353,7 @@ def overlay(state: Any, init: "InitFrom") -> tuple[Any, str]:
         average = "ema/" + place.removeprefix("params/")
         if average in target:
             taken[average] = jax.numpy.copy(taken[place])
-    unused = len(set(stored) - set(places))
+    unused = len(set(stored) - (set(places) - fresh))
     leaves = [taken.get(p, x) for p, x in target.items()]
     return jax.tree.unflatten(jax.tree.structure(state), leaves), (
         f"started from step {number} of {run}: {len(places) - len(fresh)} arrays taken, "

@@ -368,6 +368,9 @@ def _flags(args: list[str], hints: Mapping[str, Any],
             values, i = args[i:end], end
             if not values and hints[key] is bool:
                 values = ["True"]
+        if len(values) != 1 and not several:
+            raise UserError(f"--{key}={' '.join(values)}: expected "
+                            f"{config.describe(hints[key])}.")
         yield key, values
 
 
@@ -377,7 +380,8 @@ def _unknown(key: str, hints: Mapping[str, Any], tree: Mapping[str, Any]) -> str
         node = config.children(node).get(name)
     if config.is_node(node):
         inside = [f"--{key}.{name}" for name in config.children(node)]
-        return f"is a {type(node).__name__}; set what is in it: {', '.join(inside) or 'nothing'}."
+        return (f"names a whole {type(node).__name__}; set what is in it: "
+                f"{', '.join(inside) or 'nothing'}.")
     close = difflib.get_close_matches(key, hints, 1, 0.5) or [
         p for p in hints if p.split(".")[-1] == key.split(".")[-1]][:1]
     return f"no such field.{f' Did you mean --{close[0]}?' if close else ''}"

@@ -20,8 +20,6 @@ from typing import Annotated, Any
 
 from jaxdl.errors import UserError, nearest
 
-LINEN_FIELDS = ("parent", "name")  # Linen's own bookkeeping, not configuration.
-
 
 @dataclasses.dataclass(frozen=True)
 class Between:
@@ -56,8 +54,14 @@ def children(node: Any) -> dict[str, Any]:
         return dict(node)
     if isinstance(node, tuple):
         return {str(i): child for i, child in enumerate(node)}
-    return {f.name: getattr(node, f.name) for f in dataclasses.fields(node)
-            if f.init and f.name not in LINEN_FIELDS}
+    return {name: getattr(node, name) for name in _fields(type(node))}
+
+
+@functools.cache
+def _fields(cls: type) -> tuple[str, ...]:
+    linen = any(base.__module__.startswith("flax.linen") for base in cls.__mro__)
+    own = ("parent", "name") if linen else ()  # Linen's bookkeeping, not configuration
+    return tuple(f.name for f in dataclasses.fields(cls) if f.init and f.name not in own)
 
 
 def rebuild(node: Any, named: Mapping[str, Any]) -> Any:
@@ -253,7 +257,10 @@ def from_json(data: Any, *, modules: Iterable[str] = (), path: str = "") -> Any:
         if name not in known:
             raise UserError(f"{path}.{name}: {cls.__name__} of this version of jaxdl has no such "
                             f"field.{nearest(name, known)}")
-    return cls(**named)
+    try:
+        return cls(**named)
+    except TypeError as error:
+        raise UserError(f"{path or 'the record'}: {' '.join(str(error).split())}.") from error
 
 
 def _recorded_class(kind: str, modules: set[str], path: str) -> type:

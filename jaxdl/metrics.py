@@ -43,7 +43,7 @@ def calibration_bins(probabilities: Array, labels: Array, mask: Array, bins: int
     """Sums over the examples in each of `bins` equal bins of confidence: float32 [bins, 3].
 
     The columns are their number, their total confidence (the highest of the probabilities
-    [..., classes]) and how many are right. Bin m holds the confidences in (m / bins, (m + 1) / bins]
+    [..., classes]) and how many are right. Bin m holds confidences in (m / bins, (m + 1) / bins]
     (Guo et al. 2017, section 2); zero falls into the first one.
     """
     weights = mask.reshape(-1).astype(jnp.float32)
@@ -104,7 +104,7 @@ def precision_recall_f1(matrix: Any, average: Literal["macro", "micro", "weighte
 
 
 def class_table(matrix: Any, names: Sequence[str] | None = None) -> str:
-    """The numbers of `per_class` as lines of text, one for each class that has a name or a number."""
+    """The numbers of `per_class` as text, one line for each class, by name or by number."""
     table: Mapping[str, np.ndarray] = per_class(matrix)
     names = [str(i) for i in range(len(table["support"]))] if names is None else list(names)
     width = max(len("class"), *map(len, names))

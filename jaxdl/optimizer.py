@@ -348,7 +348,7 @@ class Lion(Optimizer):
 
 @dataclass(frozen=True, kw_only=True)
 class Muon(Optimizer):
-    """Momentum orthogonalised by Newton-Schulz for matrices and convolutions, Adam for the rest
+    """Momentum orthogonalised by Newton-Schulz for matrices and convolutions, NAdam for the rest
     (Jordan 2024; scaled to Adam's step size by Liu et al. 2025, section 2.2).
 
     Attributes:

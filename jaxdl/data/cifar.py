@@ -37,7 +37,7 @@ class _Cifar(Images):
     def read(self, split: str) -> dict[str, np.ndarray]:
         folder = self._where()
         if (folder / "dataset_info.json").exists():
-            arrays = tfds.arrays(folder, split, also={"id": "id"})
+            arrays = tfds.arrays(folder, split, also=("id",))
             order = np.argsort(arrays.pop("id"), kind="stable")  # b"train_00042": the file's order
             return {name: array[order] for name, array in arrays.items()}
         records = np.concatenate([self._records(folder / file, count)
@@ -80,7 +80,8 @@ class _Cifar(Images):
         what = type(self).__name__
         if given:
             raise DataMissing(f"{what}: directory={self.directory} holds neither {name}, nor its "
-                              f"folder {self.folder}, nor TFDS's folder '{self.name}'.")
+                              f"folder {self.folder}, nor TFDS's folder '{self.name}' as "
+                              "array_record.")
         try:
             archive = fetch(self.url, place / name, self.sha256)
         except DataMissing as error:
@@ -146,7 +147,7 @@ class Cifar100(_Cifar):
         plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk
         skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone
         television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
-        """.split())
+        """.split())  # noqa: SIM905
     name: ClassVar = "cifar100"
     url: ClassVar = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
     sha256: ClassVar = "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec"

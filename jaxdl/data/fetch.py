@@ -84,7 +84,7 @@ def fetch(url: str, path: Path, sha256: str) -> Path:
       DataMissing: the server cannot be reached, or keeps failing.
       UserError: the content is not what was expected, or the disk is too small.
     """
-    with _locked(path.parent):
+    with locked(path.parent):
         if path.exists():
             return path
         part = path.with_name(path.name + ".part")
@@ -174,7 +174,7 @@ def _continue(url: str, part: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """One process at a time in `folder`: several that start together must not share a download."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -209,7 +209,7 @@ def extract(archive: Path, folder: Path, *, strip: int = 0, limit: int = EXPANDE
     Raises:
       UserError: the archive is damaged, too large, or not to be trusted.
     """
-    with _locked(folder.parent):
+    with locked(folder.parent):
         if folder.exists():
             return folder
         part = folder.with_name(folder.name + ".part")

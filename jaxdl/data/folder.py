@@ -1,5 +1,6 @@
 """A folder of the user's own images, one sub-folder for each class."""
 
+import functools
 import hashlib
 import os
 import sys
@@ -62,20 +63,12 @@ class ImageFolder(Images):
 
     def read(self, split: str) -> Content:
         files = self._files(split)
+        example = functools.partial(_example, size=self.size, channels=self.channels)
         if self.skip_broken:
-            files = _readable(files, self._decode)
-        examples = Encoded(lambda ids: [self._decode(files[i]) for i in ids], len(files),
+            files = _readable(files, example)
+        examples = Encoded(lambda ids: [example(files[i]) for i in ids], len(files),
                            self._identity(files))
         return in_memory(examples, f"{self.path} {split}")
-
-    def _decode(self, file: File) -> Example:
-        path, label = file
-        try:
-            image = decode(path, size=self.size, channels=self.channels, upright=True)
-        except Exception as error:  # Pillow raises what it likes for a broken file.
-            raise UserError(f"{path}: not a readable image ({error}); remove it, or set "
-                            "skip_broken=True.") from error
-        return {"image": image, "label": np.asarray(label, np.int32)}
 
     def _identity(self, files: Sequence[File]) -> str:
         digest = hashlib.sha256(f"{self.size} {self.channels}".encode())
@@ -132,13 +125,23 @@ def _percentile(path: Path) -> int:
     return int.from_bytes(hashlib.sha256(path.as_posix().encode()).digest()[:8]) % 100
 
 
-def _readable(files: list[File], decode: Callable[[File], Example]) -> list[File]:
+def _example(file: File, size: int, channels: int) -> Example:
+    path, label = file
+    try:
+        image = decode(path, size=size, channels=channels, upright=True)
+    except Exception as error:  # Pillow raises what it likes for a broken file.
+        raise UserError(f"{path}: not a readable image ({error}); remove it, or set "
+                        "skip_broken=True.") from error
+    return {"image": image, "label": np.asarray(label, np.int32)}
+
+
+def _readable(files: list[File], example: Callable[[File], Example]) -> list[File]:
     """The files that can be decoded; says on stderr how many cannot."""
     broken: list[str] = []
 
     def check(file: File) -> bool:
         try:
-            decode(file)
+            example(file)
         except UserError as error:
             broken.append(str(error).split("; remove it")[0])
             return False

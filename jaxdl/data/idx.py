@@ -56,14 +56,20 @@ def find(folder: Path, part: str, kind: str) -> Path | None:
     return None
 
 
-def read(folder: Path, part: str, classes: int) -> dict[str, np.ndarray]:
-    """The images and labels of one part, checked against each other."""
-    paths = {kind: find(folder, part, kind) for kind in KINDS}
-    for kind, path in paths.items():
+def files(folder: Path, part: str) -> list[Path]:
+    """The files of the images and of the labels of one part."""
+    found = []
+    for kind in KINDS:
+        path = find(folder, part, kind)
         if path is None:
             raise DataMissing(f"{folder}: no file {part}-{kind}-idx{KINDS[kind]}-ubyte[.gz].")
-    image_path, label_path = paths["images"], paths["labels"]
-    assert image_path and label_path
+        found.append(path)
+    return found
+
+
+def read(folder: Path, part: str, classes: int) -> dict[str, np.ndarray]:
+    """The images and labels of one part, checked against each other."""
+    image_path, label_path = files(folder, part)
     image, label = parse(image_path), parse(label_path)
     if image.ndim not in (3, 4) or image.dtype != np.uint8:
         raise UserError(f"{image_path}: expected images, uint8 [N, H, W] or [N, H, W, C], found "
@@ -103,6 +109,8 @@ class Idx(Images):
         folder = Path(self.directory).expanduser()
         if not folder.is_dir():
             raise DataMissing(f"Idx: directory={self.directory}: there is no such folder.")
+        for part in (self.train, self.test):
+            files(folder, part)
 
     def read(self, split: str) -> dict[str, np.ndarray]:
         part = self.train if split == "train" else self.test
@@ -163,7 +171,8 @@ class Mnist(Images):
         what = type(self).__name__
         if self.directory is not None:
             raise DataMissing(f"{what}: directory={self.directory} holds neither the files "
-                              f"{', '.join(self.sha256)} nor TFDS's folder '{self.name}'.")
+                              f"{', '.join(self.sha256)} nor TFDS's folder '{self.name}' as "
+                              "array_record.")
         try:
             for file, sha256 in self.sha256.items():
                 fetch(self.url + file, places[0] / file, sha256)
@@ -203,5 +212,7 @@ class FashionMnist(Mnist):
             "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
     }
     installed: ClassVar[tuple[str, ...]] = ("/usr/share/datasets/fashion-mnist",)
-    package: ClassVar = ("apt install dataset-fashion-mnist (or apt-get download "
-                         "dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb FOLDER); ")
+    package: ClassVar = (
+        "apt install dataset-fashion-mnist (or apt-get download dataset-fashion-mnist && dpkg -x "
+        "dataset-fashion-mnist_*.deb FOLDER, and then "
+        "directory=FOLDER/usr/share/datasets/fashion-mnist); ")

@@ -70,6 +70,7 @@ class Images:
 
     Attributes:
       augment: transforms of the split "train", in order, before normalisation.
+      evaluation: transforms of every other split, such as a centre crop, before normalisation.
       mean: of each channel, of images in [0, 1]; every split is normalised.
       std: standard deviation of each channel, of images in [0, 1].
       validation: how many training examples to hold out, always the same, as split "validation".
@@ -77,6 +78,7 @@ class Images:
     """
 
     augment: tuple[Transform, ...] = ()
+    evaluation: tuple[Transform, ...] = ()
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     validation: Count = 0
@@ -104,8 +106,8 @@ class Images:
 
     def transforms(self, split: str) -> tuple[Transform, ...]:
         """What a split's batches go through; costs nothing and reads nothing."""
-        normalise = Normalise(mean=self.mean, std=self.std)
-        return (*self.augment, normalise) if split == "train" else (normalise,)
+        chosen = self.augment if split == "train" else self.evaluation
+        return (*chosen, Normalise(mean=self.mean, std=self.std))
 
     def open(self, split: str) -> Source:
         content = self._content(split)

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import types
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import numpy as np
 
 from jaxdl.config import Size
 from jaxdl.data import images
-from jaxdl.data.fetch import data_folder, fetch
+from jaxdl.data.fetch import data_folder, fetch, locked
 from jaxdl.data.images import Content, Encoded, Example, Images, in_memory
 from jaxdl.errors import DataMissing, UserError, nearest
 
@@ -103,8 +103,13 @@ def root(directory: str | None) -> Path:
 def prepared(name: str, directory: str | None = None) -> Path | None:
     """The folder of a data set that is prepared for random access, newest version first, or None.
 
-    Found without importing TFDS. A data set that is only there in another file format is an error.
+    Found without importing TFDS.
     """
+    return next((path for path in _found(name, directory) if _format(path) in RANDOM_ACCESS), None)
+
+
+def _found(name: str, directory: str | None) -> list[Path]:
+    """The folders of a data set that is prepared in whatever format, newest version first."""
     base, _, version = name.partition(":")
     folder = root(directory) / base
     if "/" not in base and not _versions(folder):
@@ -113,15 +118,7 @@ def prepared(name: str, directory: str | None = None) -> Path | None:
             raise UserError(f"Tfds: name={name!r}: {folder} has the configs "
                             f"{', '.join(sorted(set(configs)))}; name one, '{base}/{configs[0]}'.")
         folder = folder / configs[0] if configs else folder
-    found = [path for path in _versions(folder) if version in ("", path.name)]
-    for path in found:
-        if _format(path) in RANDOM_ACCESS:
-            return path
-    if found:
-        raise UserError(f"{found[0]}: prepared as {_format(found[0])}, which only TensorFlow "
-                        "reads; prepare it as array_record in another folder: "
-                        f"{_command(name)}")
-    return None
+    return [path for path in _versions(folder) if version in ("", path.name)]
 
 
 def _versions(folder: Path) -> list[Path]:
@@ -158,7 +155,7 @@ def _command(name: str) -> str:
 
 
 def encoded(path: Path, split: str, *, image: str = "image", label: str = "label",
-            size: int | None = None, also: Mapping[str, str] | None = None) -> Encoded:
+            size: int | None = None, also: tuple[str, ...] = ()) -> Encoded:
     """The examples of a prepared data set.
 
     Args:
@@ -166,19 +163,24 @@ def encoded(path: Path, split: str, *, image: str = "image", label: str = "label
       split: as in TFDS.
       image, label: names of the features.
       size: as in `images.decode`.
-      also: further features to read, by the name that they get.
+      also: names of further features to read.
     """
     tfds = _tfds()
     builder = _quietly(tfds.builder_from_directory, path)
     features = builder.info.features
-    wanted = {"image": image, "label": label, **(also or {})}
+    wanted = {"image": image, "label": label, **{name: name for name in also}}
     for field, feature in wanted.items():
         if feature not in features:
             raise UserError(f"Tfds: {field}={feature!r}: {builder.info.full_name} has no such "
-                            f"feature, only {', '.join(features)}.{nearest(feature, features)}")
-    if not isinstance(features[image], tfds.features.Image):
-        raise UserError(f"Tfds: image={image!r} of {builder.info.full_name} is not an image.")
-    height, width, channels = features[image].shape
+                            f"feature, only {', '.join(sorted(features))}."
+                            f"{nearest(feature, features)}")
+    kind = features[image]
+    if not isinstance(kind, tfds.features.Image) or kind.np_dtype not in (np.uint8, np.uint16):
+        raise UserError(f"Tfds: image={image!r} of {builder.info.full_name} is not an image of "
+                        "integers.")
+    if features[label].shape != () or not np.issubdtype(features[label].np_dtype, np.integer):
+        raise UserError(f"Tfds: label={label!r} of {builder.info.full_name} is not a class.")
+    height, width, channels = kind.shape
     if size is None and None in (height, width):
         raise UserError(f"Tfds: the images of {builder.info.full_name} vary in size; set "
                         "size=PIXELS to resize and crop them.")
@@ -189,7 +191,9 @@ def encoded(path: Path, split: str, *, image: str = "image", label: str = "label
         raise UserError(f"Tfds: no split {split!r} in {builder.info.full_name}, only "
                         f"{', '.join(map(repr, builder.info.splits))} and their parts, "
                         "'train[:80%]'.") from error
-    _check_shards(instructions)
+    for file in instructions:
+        if not os.path.exists(file.filename):
+            raise UserError(f"{file.filename}: missing; delete {path} and prepare it again.")
     records = builder.as_data_source(
         split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     places = None
@@ -215,14 +219,14 @@ def encoded(path: Path, split: str, *, image: str = "image", label: str = "label
         except Exception as error:  # Pillow raises what it likes for a broken file.
             raise UserError(f"{path}: image {i} of split {split!r} is broken ({error}).") from error
         return {"image": pixels, "label": np.asarray(example[label], np.int32),
-                **{name: np.asarray(example[feature]) for name, feature in (also or {}).items()}}
+                **{name: np.asarray(example[name]) for name in also}}
 
     files = [(Path(file.filename).name, os.path.getsize(file.filename)) for file in instructions]
     return Encoded(decode, count,
                    f"{builder.info.full_name} {split} {image} {label} {size} {files}")
 
 
-def arrays(path: Path, split: str, also: Mapping[str, str] | None = None) -> dict[str, np.ndarray]:
+def arrays(path: Path, split: str, also: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """A small prepared data set, decoded."""
     content = in_memory(encoded(path, split, also=also), f"{path.parent.name} {split}")
     assert not isinstance(content, Encoded)
@@ -232,13 +236,6 @@ def arrays(path: Path, split: str, also: Mapping[str, str] | None = None) -> dic
 def _slice(file: Any) -> slice:
     """The part of a shard that a split takes."""
     return slice(file.skip, None if file.take == -1 else file.skip + file.take)
-
-
-def _check_shards(instructions: Any) -> None:
-    for file in instructions:
-        if not os.path.exists(file.filename):
-            folder = os.path.dirname(file.filename)
-            raise UserError(f"{file.filename}: missing; delete {folder} and prepare it again.")
 
 
 def original_order(split: str, size: int) -> np.ndarray:
@@ -275,7 +272,10 @@ def _quietly(function: Any, *args: Any, **kwargs: Any) -> Any:
 
 def prepare(name: str, directory: str | None = None) -> None:
     """Downloads and prepares a data set of PREPARED_HERE; a DataMissing for any other."""
-    folder = PREPARED_HERE.get(name)
+    for path in _found(name, directory):
+        raise UserError(f"{path}: prepared as {_format(path)}, which only TensorFlow reads; "
+                        f"prepare it as array_record in another folder: {_command(name)}")
+    folder = PREPARED_HERE.get(name.partition(":")[0])
     if folder is None:
         raise DataMissing(f"Tfds: '{name}' is not in {root(directory)}; prepare it once: "
                           f"{_command(name).replace('DIRECTORY', str(root(directory)))}")
@@ -292,7 +292,8 @@ def prepare(name: str, directory: str | None = None) -> None:
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:
-        with _without_tensorflow(), tempfile.TemporaryDirectory(dir=data_folder()) as unpacked:
+        with (locked(root(directory)), _without_tensorflow(),
+              tempfile.TemporaryDirectory(dir=data_folder()) as unpacked):
             builder.download_and_prepare(download_config=config, download_dir=unpacked)
     except download_manager.NonMatchingChecksumError as error:
         raise UserError(f"{downloads}: a file is not the original one: "
@@ -302,23 +303,23 @@ def prepare(name: str, directory: str | None = None) -> None:
 @contextlib.contextmanager
 def _without_tensorflow() -> Iterator[None]:
     """Lets TFDS prepare images: a module stands in for the few parts of TensorFlow that it uses."""
+    if "tensorflow" in sys.modules:  # The real one does it as well.
+        yield
+        return
     from tensorflow_datasets.core.features import image_feature
     from tensorflow_datasets.core.utils import lazy_imports_utils
 
     encoder: Any = image_feature._ImageEncoder
     lazy: Any = lazy_imports_utils.tensorflow
-    encode, loaded = encoder._encode_image, sys.modules.get("tensorflow")
+    encode = encoder._encode_image
     encoder._encode_image = _encode_image
     sys.modules["tensorflow"] = _stand_in()
-    lazy.__dict__.pop("_module", None)
     try:
         yield
     finally:
         encoder._encode_image = encode
-        lazy.__dict__.pop("_module", None)  # TFDS remembers the module: let it look again.
         del sys.modules["tensorflow"]
-        if loaded is not None:
-            sys.modules["tensorflow"] = loaded
+        lazy.__dict__.pop("_module", None)  # TFDS must not remember the stand-in.
 
 
 def _encode_image(self: Any, pixels: np.ndarray) -> bytes:
@@ -340,8 +341,8 @@ def _stand_in() -> types.ModuleType:
         "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float16",
         "float32", "float64")}
     files = types.SimpleNamespace(
-        GFile=lambda path, mode="r": open(path, mode), exists=os.path.exists, isdir=os.path.isdir,
-        listdir=os.listdir, glob=glob.glob,
+        GFile=lambda path, mode="r": open(path, mode),  # noqa: SIM115
+        exists=os.path.exists, isdir=os.path.isdir, listdir=os.listdir, glob=glob.glob,
         makedirs=lambda path: os.makedirs(path, exist_ok=True))
     vars(tensorflow).update(
         named, __version__="2.99.0", bool=np.bool_, string=np.object_,

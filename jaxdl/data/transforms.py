@@ -301,7 +301,7 @@ def resize_weights(size: int, length: int, start: Array, span: Array) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class RandomResizedCrop(PerImage):
-    """A random rectangle, resized to a square (Szegedy et al. 2014, section 6: the "Inception crop").
+    """A random rectangle, resized to a square: the crop of Szegedy et al. (2014), section 6.
 
     Ten rectangles are drawn and the first that fits into the image is taken; where none does, the
     greatest one in the middle whose ratio is allowed. Resizing is linear and antialiased.
@@ -404,7 +404,7 @@ def _blend(image: Array, other: Array, factor: Array) -> Array:
 
 
 def shift_hue(image: Array, shift: Array) -> Array:
-    """Turns the hue of an image [..., 3] by a part of the colour circle; value and saturation stay."""
+    """Turns the hue of an image [..., 3] by a part of the circle; value and saturation stay."""
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     value = image.max(-1)
     chroma = value - image.min(-1)
@@ -425,8 +425,8 @@ class Mixup:
     """Mixes images and labels: m * own + (1 - m) * next, m ~ Beta(alpha, alpha).
 
     Zhang et al. (2018), https://arxiv.org/abs/1710.09412, with its own m for each example. Labels
-    become soft, [B, classes]. An example whose next one is masked stays unmixed. The partner depends
-    on the place in the batch, so the result is one of the batch, not of the example alone.
+    become soft, [B, classes]. An example whose next one is masked stays unmixed. The partner,
+    unlike m, depends on the place in the batch.
 
     Attributes:
       alpha: more mixes more evenly; zero does not mix.
@@ -455,8 +455,8 @@ class CutMix:
 
     Yun et al. (2019), https://arxiv.org/abs/1905.04899, section 3.1 and algorithm A1: the rectangle
     has sqrt(1 - m) of each side, m ~ Beta(alpha, alpha), and a uniform centre; what sticks out is
-    cut off. Each example has its own. Labels become soft, [B, classes]. An example whose next one is
-    masked stays unmixed. The partner depends on the place in the batch.
+    cut off. Each example has its own. Labels become soft, [B, classes]. An example whose next one
+    is masked stays unmixed. The partner, unlike m, depends on the place in the batch.
 
     Attributes:
       alpha: 1 makes m uniform; zero does not mix.

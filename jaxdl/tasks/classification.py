@@ -1,5 +1,7 @@
 """Classification: one of several classes for each image."""
 
+import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,8 +9,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdl import metrics
 from jaxdl.config import Fraction, Size
-from jaxdl.metrics import correct_at
+from jaxdl.evaluate import Context, Evaluate
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 
 Array = jax.Array
@@ -48,15 +51,15 @@ class Classification(LossTask):
         if jnp.issubdtype(labels.dtype, jnp.integer):
             target = jax.nn.one_hot(labels, classes)
         else:
-            target, labels = jnp.where(kept[:, None], labels, 0), labels.argmax(-1)
+            target, labels = labels, labels.argmax(-1)
         if self.label_smoothing is not None and train:
             target = (1 - self.label_smoothing) * target + self.label_smoothing / classes
         losses = -(target * jax.nn.log_softmax(logits)).sum(-1)  # [B]
 
-        metrics = {"accuracy": Mean.of(correct_at(logits, labels, 1), mask)}
+        found = {"accuracy": Mean.of(metrics.correct_at(logits, labels, 1), mask)}
         for k in self.top_k:
-            metrics[f"top{k}_accuracy"] = Mean.of(correct_at(logits, labels, k), mask)
-        return Mean.of(losses, mask), Aux(metrics=metrics, mutable=mutable)
+            found[f"top{k}_accuracy"] = Mean.of(metrics.correct_at(logits, labels, k), mask)
+        return Mean.of(losses, mask), Aux(metrics=found, mutable=mutable)
 
     def logits(self, state: TrainState, batch: Batch) -> Array:
         """Logits [B, classes] of the evaluated parameters (the average where one is kept)."""
@@ -70,3 +73,40 @@ class Classification(LossTask):
     def predict(self, state: TrainState, batch: Batch) -> Array:
         """The likeliest class: int32 [B]."""
         return self.logits(state, batch).argmax(-1).astype(jnp.int32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationReport(Evaluate):
+    """The task's metrics, and macro and micro precision, recall and F1, and the expected
+    calibration error; writes the confusion matrix into the run as confusion_NAME.csv.
+
+    Attributes:
+      bins: of confidence, for the calibration error.
+    """
+
+    bins: Size = 15
+
+    def measure(self, task: Any, state: TrainState, batch: Batch) -> Any:
+        probabilities, labels = task.probabilities(state, batch), batch["label"]
+        if not jnp.issubdtype(labels.dtype, jnp.integer):
+            labels = labels.argmax(-1)
+        mask, classes = batch["mask"], probabilities.shape[-1]
+        return {"task": task.evaluate(state, batch),
+                "confusion": metrics.confusion(labels, probabilities.argmax(-1), mask, classes),
+                "bins": metrics.calibration_bins(probabilities, labels, mask, self.bins)}
+
+    def finish(self, sums: Any, context: Context) -> Mapping[str, float]:
+        matrix = sums["confusion"]
+        found = dict(super().finish(sums["task"], context))
+        for average in ("macro", "micro"):
+            numbers = metrics.precision_recall_f1(matrix, average)
+            found |= {f"{average}_{name}": value for name, value in numbers.items()}
+        found["calibration_error"] = metrics.expected_calibration_error(sums["bins"])
+        if context.folder is not None:
+            names = range(len(matrix))
+            with (context.folder / f"confusion_{context.name}.csv").open("w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["label \\ prediction", *names])
+                writer.writerows([name, *map(int, row)] for name, row in
+                                 zip(names, matrix, strict=True))
+        return found

@@ -1,0 +1,181 @@
+"""Every experiment builds, is recorded and rebuilt equal, matches its golden file, and trains.
+
+After a wanted change of a default: JAXDL_UPDATE_GOLDEN=1 pytest tests/test_experiments.py
+"""
+
+import ast
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxdl import cli, config, record, train
+from jaxdl.data.digits import Digits
+from jaxdl.experiment import Best, Experiment, Mesh
+from jaxdl.models.resnet import ResNet
+from jaxdl.task import named
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted((ROOT / "experiments").glob("*.py"))
+NAMES = [p.stem for p in FILES]
+
+
+def build(name: str) -> Experiment:
+    return config.build(config.load(ROOT / "experiments" / f"{name}.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_recorded_and_rebuilt_equal(name: str) -> None:
+    experiment = build(name)
+    assert isinstance(experiment, Experiment)
+    rebuilt = config.from_json(json.loads(json.dumps(config.to_json(experiment))))
+    assert rebuilt == experiment
+    assert config.differences(rebuilt, experiment) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_what_its_golden_file_says(name: str) -> None:
+    path = ROOT / "tests" / "golden" / f"{name}.json"
+    text = json.dumps(config.to_json(build(name)), indent=1) + "\n"
+    if os.environ.get("JAXDL_UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_its_docstring_says_command_and_expectation(path: Path) -> None:
+    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    assert f"python launch.py --experiment={path.stem}" in text
+    assert "%" in text.splitlines()[0] and "accuracy" in text
+    assert len(path.read_text().splitlines()) <= 80
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_leaf_is_a_flag(name: str) -> None:
+    """Each leaf, given its own value on the command line, comes back as it was."""
+    for path, leaf in config.leaves(build(name)):
+        if leaf.value is None or leaf.value == ():
+            continue
+        value = leaf.value
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        command = cli.parse("show", name, [f"--{path}={text}"])
+        assert command.typed == {path: value}, path
+        assert command.experiment == command.original
+
+
+def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """The experiment with little to compute: the same structure, shallower and on few examples."""
+    experiment = build(name)
+    changes: dict[str, Any] = {"steps": 3, "batch_size": 16, "log_every": 1, "mesh": Mesh(data=1),
+                               "best": Best()}
+    changes |= {f"evals.{e}.every": 1_000 for e in experiment.evals}
+    model: Any = experiment.task.model  # type: ignore[attr-defined]
+    if isinstance(model, ResNet) and model.depth == 20:
+        changes["task.model.depth"] = 8
+    if name == "fashion_mnist_cnn":
+        changes["data.directory"] = str(fabricated_idx(tmp_path / "idx"))
+    declared = getattr(experiment.data, "stand_in", None)
+    if declared is not None:
+        changes["data"] = Digits(size=16)
+    return config.replace(experiment, changes)
+
+
+def fabricated_idx(folder: Path) -> Path:
+    """Four IDX files of the right form with 64 and 32 random images; not the real data."""
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for split, size in (("train", 64), ("t10k", 32)):
+        for kind, shape in (("images-idx3", (size, 28, 28)), ("labels-idx1", (size,))):
+            data = random.integers(0, 255 if kind[0] == "i" else 10, shape, dtype=np.uint8)
+            header = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
+            (folder / f"{split}-{kind}-ubyte").write_bytes(header + data.tobytes())
+    return folder
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "resnet50_imagenet"])
+def test_it_trains_three_steps(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = small(name, tmp_path, monkeypatch)
+    run = record.Run(tmp_path / "run", record.Recorded(name, config.to_json(experiment), None, None,
+                                                       ""), overrides={})
+    progress = train.fit(experiment, run)
+    assert progress.results and all(np.isfinite(v) for v in progress.results.values())
+    lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines if "train/loss" in x] == [1, 2, 3]
+
+
+def test_imagenet_has_the_published_shapes() -> None:
+    """It runs where the data is; here its parameters and batches are checked by shape."""
+    experiment = build("resnet50_imagenet")
+    batch = {"image": jax.ShapeDtypeStruct((8, 224, 224, 3), np.float32),
+             "label": jax.ShapeDtypeStruct((8,), np.int32),
+             "mask": jax.ShapeDtypeStruct((8,), np.float32)}
+    tx = experiment.transformations()
+    state: Any = jax.eval_shape(lambda k, b: experiment.task.init(k, b, tx), jax.random.key(0),
+                                batch)
+    assert sum(x.size for x in named(state.params).values()) == 25_557_032
+    new, metrics = jax.eval_shape(lambda s, b: experiment.task.step(s, b, tx), state, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), state)
+    assert {"loss", "accuracy", "top5_accuracy", "grad_norm"} <= set(metrics)
+
+
+def test_the_stand_in_is_decided_once_and_told_everywhere(
+        tmp_path: Path, capfd: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    from jaxdl.checkpoint import read_manifest
+    from jaxdl.data import cifar
+    from jaxdl.errors import DataMissing
+
+    monkeypatch.chdir(ROOT)
+    asked: list[str] = []
+
+    def missing(self: Any) -> None:
+        asked.append(type(self).__name__)
+        raise DataMissing("CIFAR-10 is not here, for the test.")
+
+    monkeypatch.setattr(cifar.Cifar10, "prepare", missing)
+    folder = tmp_path / "run"
+    base = ["--experiment=resnet_cifar", f"--workdir={folder}", "--task.model.depth=8",
+            "--mesh.data=1", "--batch_size=16", "--log_every=1"]
+    assert cli.main([*base, "--steps=2", "--strict_data"]) == 2
+    assert capfd.readouterr().err == "error: CIFAR-10 is not here, for the test.\n"
+    assert not folder.exists()
+
+    assert cli.main([*base, "--steps=2"]) == 0
+    out = capfd.readouterr().out
+    assert "STAND-IN DATA" in out and "Digits in place of Cifar10" in out
+    lines = [json.loads(x) for x in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {x["stand_in"] for x in lines} == {"Digits in place of Cifar10"}
+    recorded = record.read(folder)
+    assert recorded is not None and recorded.stand_in == "Digits in place of Cifar10"
+    assert recorded.experiment["data"]["_"] == "jaxdl.data.digits:Digits"
+    assert recorded.experiment["steps"] == 2
+    manifest = read_manifest(folder / "checkpoints", 2)
+    assert manifest["meta"]["config"]["stand_in"] == "Digits in place of Cifar10"
+    assert asked == ["Cifar10", "Cifar10"]
+
+    # On resume it is not asked again, even if the data has come meanwhile.
+    monkeypatch.setattr(cifar.Cifar10, "prepare", lambda self: asked.append("came"))
+    assert cli.main([*base, "--steps=2"]) == 0
+    assert "is finished (step 2)" in capfd.readouterr().out
+    assert cli.main([*base, "--steps=2", "--strict_data"]) == 2
+    assert "this run began with a stand-in" in capfd.readouterr().err
+    assert "came" not in asked
+
+    # Without --steps the stand-in's own number counts.
+    command = cli.parse("train", "resnet_cifar", [])
+    monkeypatch.setattr(cifar.Cifar10, "prepare", missing)
+    experiment, text = cli.with_data(command, None, False)
+    assert (experiment.steps, text) == (400, "Digits in place of Cifar10")
+
+    # And a run that began on the declared data never changes to the stand-in.
+    own = dataclasses.replace(recorded, stand_in=None)
+    with pytest.raises(DataMissing):
+        cli.with_data(command, own, False)
+    shutil.rmtree(folder)

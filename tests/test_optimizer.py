@@ -1,0 +1,166 @@
+"""Optimizers against Optax's own, schedules against their formulas, and floats as data."""
+
+import dataclasses
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdl import config
+from jaxdl.errors import UserError
+from jaxdl.optimizer import (
+    LAMB,
+    SGD,
+    Adafactor,
+    Adagrad,
+    Adam,
+    AdamW,
+    Constant,
+    Cosine,
+    InverseTime,
+    Linear,
+    Lion,
+    Muon,
+    Optimizer,
+    PathRule,
+    RMSProp,
+    StepDecay,
+)
+
+RATE = Constant(peak=0.01)
+PARAMS = {"dense": {"kernel": jnp.linspace(-1, 1, 6).reshape(3, 2), "bias": jnp.array([.5, -.5])},
+          "conv": {"kernel": jnp.linspace(-.5, .7, 24).reshape(2, 2, 2, 3)}}
+
+
+def gradients(step: int) -> Any:
+    return jax.tree.map(lambda x: jnp.sin(x * (step + 1) + step), PARAMS)
+
+
+def run(tx: optax.GradientTransformation, steps: int = 5) -> Any:
+    params, state = PARAMS, tx.init(PARAMS)
+    for step in range(steps):
+        updates, state = tx.update(gradients(step), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [
+    (SGD(learning_rate=RATE), optax.sgd(.01)),
+    (SGD(learning_rate=RATE, momentum=.9), optax.sgd(.01, .9)),
+    (SGD(learning_rate=RATE, momentum=.9, nesterov=True), optax.sgd(.01, .9, True)),
+    (Adagrad(learning_rate=RATE), optax.adagrad(.01)),
+    (RMSProp(learning_rate=RATE), optax.rmsprop(.01, eps_in_sqrt=False)),
+    (RMSProp(learning_rate=RATE, momentum=.5),
+     optax.chain(optax.scale_by_rms(eps_in_sqrt=False), optax.trace(.5), optax.scale(-.01))),
+    (Adam(learning_rate=RATE), optax.adam(.01)),
+    (Adam(learning_rate=RATE, nesterov=True), optax.nadam(.01)),
+    (AdamW(learning_rate=RATE, weight_decay=.1), optax.adamw(.01, weight_decay=.1)),
+    (Lion(learning_rate=RATE, weight_decay=.1), optax.lion(.01, weight_decay=.1)),
+    (LAMB(learning_rate=RATE, weight_decay=.1), optax.lamb(.01, weight_decay=.1)),
+    (Adafactor(learning_rate=RATE, factored_from=2),
+     optax.adafactor(.01, min_dim_size_to_factor=2)),
+    (Adam(learning_rate=RATE, clip=.3),
+     optax.chain(optax.clip_by_global_norm(.3), optax.adam(.01))),
+    (SGD(learning_rate=RATE, momentum=.9, l2=.2),
+     optax.chain(optax.add_decayed_weights(.2), optax.sgd(.01, .9))),
+    (SGD(learning_rate=RATE, momentum=.9, weight_decay=.2),
+     optax.chain(optax.trace(.9), optax.add_decayed_weights(.2), optax.scale(-.01))),
+], ids=lambda x: type(x).__name__ if isinstance(x, Optimizer) else "")
+def test_an_optimizer_is_optaxs(ours: Optimizer, theirs: optax.GradientTransformation) -> None:
+    chex.assert_trees_all_close(run(ours.build(5)), run(theirs), rtol=2e-6, atol=1e-7)
+
+
+def test_muon_is_optaxs_with_convolutions_as_matrices() -> None:
+    from optax.contrib import MuonDimensionNumbers, muon
+
+    dims = {"dense": {"kernel": MuonDimensionNumbers((0,), 1), "bias": None},
+            "conv": {"kernel": MuonDimensionNumbers((0, 1, 2), 3)}}
+    theirs = muon(.01, adam_b2=.95, consistent_rms=.2, muon_weight_dimension_numbers=dims)
+    chex.assert_trees_all_close(run(Muon(learning_rate=RATE).build(5)), run(theirs), rtol=1e-5)
+    adam = Muon(learning_rate=RATE, adam=("conv/.*",)).build(5)
+    expected = run(optax.adam(.01, b2=.95, nesterov=True))["conv"]
+    chex.assert_trees_all_close(run(adam)["conv"], expected, rtol=1e-5)
+
+
+def test_l2_and_decoupled_decay_differ() -> None:
+    l2 = run(Adam(learning_rate=RATE, l2=.1).build(5))
+    decoupled = run(Adam(learning_rate=RATE, weight_decay=.1).build(5))
+    assert float(jnp.abs(l2["dense"]["kernel"] - decoupled["dense"]["kernel"]).max()) > 1e-4
+    a = run(SGD(learning_rate=RATE, l2=.1).build(5))
+    chex.assert_trees_all_close(a, run(SGD(learning_rate=RATE, weight_decay=.1).build(5)))
+
+
+def test_rules_by_path() -> None:
+    rules = (PathRule(path=".*/bias", weight_decay=0.0),
+             PathRule(path="conv/.*", learning_rate=0.0))
+    tx = SGD(learning_rate=RATE, weight_decay=.5, rules=rules).build(5)
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
+    chex.assert_trees_all_close(updates, {
+        "dense": {"kernel": -.01 * .5 * PARAMS["dense"]["kernel"], "bias": jnp.zeros(2)},
+        "conv": {"kernel": jnp.zeros((2, 2, 2, 3))}})
+    bad = SGD(rules=(PathRule(path="desne/.*"),)).build(5)
+    with pytest.raises(UserError, match=r"optimizer.rules: 'desne/.\*' matches no trained "
+                                        r"parameter. Did you mean 'dense/bias'\?"):
+        bad.update(PARAMS, bad.init(PARAMS), PARAMS)
+
+
+@pytest.mark.parametrize(("schedule", "formula"), [
+    (Constant(peak=.1), lambda t: .1),
+    (StepDecay(peak=.1, at=(.5, .75), factor=.1), lambda t: .1 * .1 ** ((t >= .5) + (t >= .75))),
+    (InverseTime(peak=.1, rate=3.0), lambda t: .1 / (1 + 3 * t)),
+    (Cosine(peak=.1), lambda t: .05 * (1 + np.cos(np.pi * t))),
+    (Cosine(peak=.1, end=.2), lambda t: .02 + .08 * .5 * (1 + np.cos(np.pi * t))),
+    (Linear(peak=.1, end=.5), lambda t: .1 - .05 * t),
+], ids=lambda x: type(x).__name__)
+def test_a_schedule_is_its_formula(schedule: Any, formula: Any) -> None:
+    steps = 40
+    for step in (0, 7, 20, 29, 30, 39, 40):
+        assert float(schedule(step, steps)) == pytest.approx(
+            formula(step / steps), rel=1e-5, abs=1e-8)
+        assert float(schedule(step * 10, steps * 10)) == pytest.approx(
+            float(schedule(step, steps)), rel=1e-5), "the same recipe, longer"
+    warm = dataclasses.replace(schedule, warmup=.25)
+    for step in range(10):
+        whole = float(warm.peak * warm.decay(jnp.float32(step / steps)))
+        assert float(warm(step, steps)) == pytest.approx(whole * (step + 1) / 10, rel=1e-5)
+    if isinstance(schedule, (Cosine, Linear)):
+        assert float(warm(9, steps)) == pytest.approx(.1), "the peak is reached, then it decays"
+        assert float(warm(40, steps)) == pytest.approx(float(schedule(40, steps)), abs=1e-8)
+
+
+OPTIMIZERS = [SGD(momentum=.9, nesterov=True), Adagrad(), RMSProp(momentum=.9), Adam(), AdamW(),
+              Adafactor(factored_from=2), Lion(), Muon(), LAMB()]
+SCHEDULES = [Constant(), StepDecay(), InverseTime(), Cosine(), Linear()]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: type(o).__name__)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_every_float_may_be_traced(optimizer: Optimizer, schedule: Any) -> None:
+    """A whole update is jitted with each float leaf traced, one by one (rule 1)."""
+    full = dataclasses.replace(
+        optimizer, learning_rate=schedule, clip=1.0, l2=1e-3, weight_decay=1e-2,
+        rules=(PathRule(path=".*/bias", learning_rate=2.0, weight_decay=0.5),))
+    if not isinstance(schedule, Constant) and not isinstance(optimizer, Adam):
+        floats = [p for p, leaf in config.leaves(schedule, "learning_rate")
+                  if type(leaf.value) is float]
+    else:
+        floats = [p for p, leaf in config.leaves(full) if type(leaf.value) is float]
+    assert floats
+    grads = gradients(1)
+
+    def update(tree: Any) -> Any:
+        tx = tree.build(10)
+        return tx.update(grads, tx.init(PARAMS), PARAMS)[0]
+
+    expected = update(full)
+    for path in floats:
+        value = config.get(full, path)
+        traced = jax.eval_shape(lambda x, p=path: update(config.replace(full, {p: x})), value)
+        chex.assert_trees_all_equal_shapes_and_dtypes(traced, expected)
+    at_once = jax.jit(lambda xs: update(config.replace(full, dict(zip(floats, xs, strict=True)))))
+    chex.assert_trees_all_close(at_once([config.get(full, p) for p in floats]), expected,
+                                rtol=1e-4, atol=1e-7)

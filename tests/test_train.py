@@ -1,0 +1,406 @@
+"""The loop: it resumes to the bit, never waits for the device, compiles once, leaves cleanly."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdl import config, record, train
+from jaxdl.checkpoint import committed, parameters, verify
+from jaxdl.errors import RunError, UserError
+from jaxdl.evaluate import Evaluate
+from jaxdl.experiment import Best, Experiment, InitFrom
+from jaxdl.optimizer import SGD, Constant
+from jaxdl.process import Preempted
+from jaxdl.task import Aux, Mean
+from jaxdl.tasks.classification import Classification
+from tests.tiny import shorter
+
+TESTS = Path(__file__).parent
+
+
+def run_of(folder: Path, experiment: Experiment, **options: Any) -> record.Run:
+    recorded = record.Recorded("tiny", config.to_json(experiment), None, None, "")
+    return record.Run(folder, recorded, overrides={}, modules=["tests.tiny", __name__], **options)
+
+
+def fit(folder: Path, experiment: Experiment, **options: Any) -> train.Progress:
+    return train.fit(experiment, run_of(folder, experiment, **options))
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """The log without what a clock measured."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in (
+        "train/examples_per_second", "train/data_wait")} for line in lines]
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    """Every array of the newest checkpoint, as bytes can tell them apart."""
+    import orbax.checkpoint as orbax
+    from flax import traverse_util
+
+    step = committed(folder / "checkpoints")[-1]
+    verify(folder / "checkpoints", step)
+    tree = orbax.PyTreeCheckpointer().restore(folder / "checkpoints" / "arrays" / str(step) /
+                                              "default")
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    return {p: np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+                          else x) for p, x in flat.items()}
+
+
+def launch(folder: Path, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "launch.py", f"--experiment={TESTS / 'tiny.py'}", f"--workdir={folder}"],
+        cwd=TESTS.parent, env={**os.environ, **environment}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_killed_in_three_epochs_and_continued_it_is_the_same_run(tmp_path: Path) -> None:
+    """SIGKILL in the first, second and third epoch; parameters, statistics, average, keys,
+    positions and metrics equal those of the uninterrupted run to the bit."""
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert launch(straight).wait() == 0
+    epoch = 1438
+    for example in (epoch - 500, 2 * epoch - 300, 2 * epoch + 900):
+        process = launch(killed, JAXDL_TEST_KILL=str(example))
+        assert process.wait() == -signal.SIGKILL
+    process = launch(killed)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "continuing" in out
+    a, b = arrays(straight), arrays(killed)
+    assert {"state/ema/head/kernel", "state/mutable/batch_stats/norm1/mean", "state/key",
+            "state/opt_state/1/mu/head/kernel", "state/seen", "window/means/loss/total"} <= set(a)
+    assert a["state/seen"] == 40 * 128
+    assert a.keys() == b.keys()
+    assert [p for p in a if a[p].tobytes() != b[p].tobytes()] == []
+    assert metrics(straight) == metrics(killed)
+    assert [line["step"] for line in metrics(straight) if "test/loss" in line] == [
+        8, 16, 24, 32, 40]
+
+
+def test_a_torn_or_later_line_of_the_log_is_dropped(tmp_path: Path) -> None:
+    experiment = shorter(steps=20)
+    fit(tmp_path / "a", experiment)
+    fit(tmp_path / "b", experiment)
+    log = tmp_path / "b" / "metrics.jsonl"
+    whole = metrics(tmp_path / "a")
+    with log.open("a") as file:
+        file.write('{"step": 21, "train/loss": 7.0}\n{"step": 22, "tra')
+    fit(tmp_path / "b", shorter(steps=30), accept_changes=True)
+    assert [line for line in metrics(tmp_path / "b") if line["step"] <= 20] == whole
+    assert metrics(tmp_path / "b")[-1]["step"] == 30
+    assert not any(line.get("train/loss") == 7.0 for line in metrics(tmp_path / "b"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Signalled(Evaluate):
+    number: int = 0
+
+    def __call__(self, task: Any, state: Any, context: Any) -> dict[str, float]:
+        os.kill(os.getpid(), self.number)
+        return {"x": 0.0}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_leaves_within_a_step(tmp_path: Path, number: signal.Signals) -> None:
+    old = signal.getsignal(number)
+    experiment = shorter(evals={"test": Evaluate(every=8),
+                                "stop": Signalled(every=11, number=int(number))})
+    with pytest.raises(Preempted, match=rf"{number.name}: saved step 11; continue with --workdir="):
+        fit(tmp_path, experiment)
+    assert committed(tmp_path / "checkpoints")[-1] == 11
+    assert signal.getsignal(number) is old
+    experiment = shorter()
+    fit(tmp_path / "straight", experiment)
+    fit(tmp_path, experiment, accept_changes=True)
+    a, b = arrays(tmp_path / "straight"), arrays(tmp_path)
+    assert [p for p in a if a[p].tobytes() != b[p].tobytes()] == []
+
+
+def test_the_command_exits_with_75_when_terminated(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "launch.py", f"--experiment={TESTS / 'tiny.py'}", "--steps=2000000",
+         f"--workdir={tmp_path / 'run'}"], cwd=TESTS.parent, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE)
+    log = tmp_path / "run" / "metrics.jsonl"
+    for _ in range(600):
+        if log.exists() and log.stat().st_size > 500:
+            break
+        time.sleep(0.1)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert err.startswith("SIGTERM: saved step ") and err.count("\n") == 1
+
+
+def test_a_finished_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = fit(tmp_path, shorter(steps=10))
+    log = (tmp_path / "metrics.jsonl").read_text()
+    capsys.readouterr()
+    assert fit(tmp_path, shorter(steps=10)) == first
+    assert f"{tmp_path} is finished (step 10)." in capsys.readouterr().out.replace("\n", "")
+    assert (tmp_path / "metrics.jsonl").read_text() == log
+
+
+
+
+class HostReads:
+    """Counts, while open, how often the host reads an array of jax."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __enter__(self) -> "HostReads":
+        cls = type(jnp.zeros(1))
+        self._old = {name: getattr(cls, name) for name in (
+            "__array__", "__float__", "__int__", "__bool__", "__index__", "item", "tolist",
+            "block_until_ready") if hasattr(cls, name)}
+        for name, method in self._old.items():
+            setattr(cls, name, self._counted(method))
+        self._get, self._block = jax.device_get, jax.block_until_ready
+        jax.device_get = self._counted(self._get)
+        jax.block_until_ready = self._counted(self._block)
+        return self
+
+    def _counted(self, method: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.count += 1
+            return method(*args, **kwargs)
+        return call
+
+    def __exit__(self, *error: object) -> None:
+        cls = type(jnp.zeros(1))
+        for name, method in self._old.items():
+            setattr(cls, name, method)
+        jax.device_get, jax.block_until_ready = self._get, self._block
+
+
+@pytest.mark.parametrize("planted", [False, True])
+def test_the_loop_does_not_read_from_the_device_at_every_step(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: bool) -> None:
+    """100 steps with log_every=50; a float(loss) planted in the loop is found."""
+    reads = HostReads()
+    counted: list[int] = []
+    waiting = train.Clock.waiting
+
+    def step_begins(clock: train.Clock) -> Any:
+        counted.append(reads.count)
+        return waiting(clock)
+
+    if planted:
+        original = train.Program.__init__
+
+        def init(self: train.Program, *args: Any) -> None:
+            original(self, *args)
+            step = self.step
+
+            def step_and_read(carry: Any, *rest: Any) -> Any:
+                carry = step(carry, *rest)
+                float(carry.window.means["loss"].total)
+                return carry
+
+            step_and_read.lower = step.lower  # type: ignore[attr-defined]
+            self.step = step_and_read  # type: ignore[assignment]
+
+        monkeypatch.setattr(train.Program, "__init__", init)
+    monkeypatch.setattr(train.Clock, "waiting", step_begins)
+    with reads:
+        fit(tmp_path, shorter(steps=100, log_every=50, save_every=1000, evals={}, best=Best()))
+    assert len(counted) == 100
+    in_steps = counted[-1] - counted[0]
+    if planted:
+        assert in_steps >= 99
+    else:
+        assert in_steps <= 1, "one bulk read, of the first interval, at the end of the second"
+
+
+def test_the_step_is_traced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.Program, "_step", chex.assert_max_traces(train.Program._step, 1))
+    chex.clear_trace_counter()
+    fit(tmp_path, shorter(steps=25))
+
+
+def test_another_learning_rate_is_the_same_program(tmp_path: Path) -> None:
+    """Floats are arguments: the compiled step does not change with them."""
+    from jaxdl import parallel
+
+    def text(experiment: Experiment) -> str:
+        devices = parallel.arrange(experiment.mesh)
+        program = train.Program(experiment, experiment.data.open("train"), devices)
+        return program.step.lower(program.target, program.knobs, program.arrays,
+                                  program._inputs).as_text()
+
+    base = shorter()
+    other = config.replace(base, {"optimizer.learning_rate.peak": 0.5, "task.model.dropout": 0.5,
+                                  "optimizer.clip": 3.0, "task.ema": 0.5, "seed": 7})
+    assert text(base) == text(other)
+    assert text(base) != text(config.replace(base, {"task.model.widths": (16,)}))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Exploding(Classification):
+    """Its loss is infinite at one step."""
+
+    at: int = 13
+
+    def step(self, state: Any, batch: Any, tx: Any) -> Any:
+        new, found = super().step(state, batch, tx)
+        loss: Any = found["loss"]
+        bad = jnp.where(state.step == self.at, jnp.inf, 0.0)
+        params = jax.tree.map(lambda x: x + bad, new.params)
+        return (dataclasses.replace(new, params=params),
+                {**found, "loss": Mean(loss.total + bad, loss.count)})
+
+
+def exploding(**changes: Any) -> Experiment:
+    task: Any = shorter().task
+    fields = {f.name: getattr(task, f.name) for f in dataclasses.fields(task)}
+    return shorter(task=Exploding(**fields), **changes)
+
+
+def test_a_step_that_is_not_finite_stops_the_run_before_it(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"step 13: loss is not finite; the step before it is saved"):
+        fit(tmp_path, exploding())
+    assert committed(tmp_path / "checkpoints")[-1] == 13
+    stored = arrays(tmp_path)
+    assert stored["state/step"] == 13 and stored["state/seen"] == 13 * 128
+    assert all(np.isfinite(x).all() for x in stored.values())
+    fit(tmp_path / "healthy", shorter(steps=40, save_every=13, keep=9))
+    # The state is the one of an undisturbed run at that step.
+    from jaxdl.checkpoint import load
+    target = {"state": {"params": {"head": {"kernel": jax.ShapeDtypeStruct((32, 10), np.float32)}}}}
+    healthy = load(tmp_path / "healthy" / "checkpoints", 13, target, True)[0]
+    np.testing.assert_array_equal(stored["state/params/head/kernel"],
+                                  healthy["state"]["params"]["head"]["kernel"])
+    # With another setting it goes on from there.
+    task: Any = exploding().task
+    fit(tmp_path, dataclasses.replace(exploding(), task=dataclasses.replace(task, at=99)),
+        accept_changes=True)
+    assert committed(tmp_path / "checkpoints")[-1] == 40
+
+
+def test_skipping_drops_one_update(tmp_path: Path) -> None:
+    fit(tmp_path, exploding(nonfinite="skip"))
+    lines = metrics(tmp_path)
+    assert sum(line.get("train/skipped", 0) for line in lines) == 1
+    assert all(np.isfinite(x).all() for x in arrays(tmp_path).values())
+    assert arrays(tmp_path)["state/step"] == 40
+
+
+def test_early_stopping_and_the_best_checkpoint(tmp_path: Path) -> None:
+    class Scripted(Evaluate):
+        def __call__(self, task: Any, state: Any, context: Any) -> dict[str, float]:
+            scores = {4: .3, 8: .5, 12: float("nan"), 16: .4, 20: .45}
+            return {"score": scores.get(context.step, 0.)}
+
+    experiment = shorter(evals={"eval": Scripted(every=4)}, keep=1,
+                         best=Best(metric="eval/score", patience=3))
+    progress = fit(tmp_path, experiment)
+    assert (progress.best, progress.best_step, progress.stopped) == (.5, 8, True)
+    assert committed(tmp_path / "checkpoints") == [8, 20]
+    assert parameters(tmp_path, "best")[0] == 8 and parameters(tmp_path, "last")[0] == 20
+    with pytest.raises(UserError, match=r"has no checkpoint '9'; it has 8, 20, 'last' and 'best'"):
+        parameters(tmp_path, "9")
+
+
+def test_evaluate_prints_what_fit_printed(tmp_path: Path) -> None:
+    progress = fit(tmp_path, shorter(steps=16, keep=9))
+    step, results = train.evaluate(shorter(steps=16), tmp_path, "last")
+    assert (step, results) == (16, progress.results)
+    step, results = train.evaluate(shorter(steps=16), tmp_path, "8")
+    logged = next(line for line in metrics(tmp_path) if line["step"] == 8 and "test/loss" in line)
+    assert results == {k: v for k, v in logged.items() if k != "step"}
+
+
+def test_validation_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"best.metric=tets/accuracy: .* one of evals: test. Did "
+                                        r"you mean 'test'\?"):
+        fit(tmp_path / "a", shorter(best=Best(metric="tets/accuracy")))
+    with pytest.raises(UserError, match=r"best.metric=test/acuracy: .*mean 'test/accuracy'"):
+        fit(tmp_path / "b", shorter(best=Best(metric="test/acuracy"), steps=8))
+    with pytest.raises(UserError, match=r"a run counts at most 4,294,967,295"):
+        fit(tmp_path / "c", shorter(steps=1 << 30))
+
+
+def test_starting_from_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(tmp_path / "old", shorter(steps=10))
+    old = parameters(tmp_path / "old", "last")[1]
+    init = InitFrom(path=str(tmp_path / "old"), fresh=("params/head/.*",))
+    frozen: Any = config.replace(shorter(steps=1, init_from=init, evals={}, best=Best()),
+                                 {"task.freeze": ("dense1/.*", "norm1/.*")})
+    fit(tmp_path / "new", frozen)
+    out = capsys.readouterr().out
+    assert [x for x in out.splitlines() if x.startswith("started from")] == [
+        f"started from step 10 of {tmp_path / 'old'}: 5 arrays taken, 2 fresh, 2 unused"]
+    new = arrays(tmp_path / "new")
+    np.testing.assert_array_equal(new["state/frozen/dense1/kernel"], old["params/dense1/kernel"])
+    assert not np.array_equal(new["state/params/head/kernel"], old["params/head/kernel"])
+    wider = config.replace(frozen, {"task.model.widths": (33,)})
+    with pytest.raises(UserError, match=r"init_from: params/dense1/kernel is \[64, 32\] in .*, and "
+                                        r"\[64, 33\] here"):
+        fit(tmp_path / "x", wider)
+    renamed = config.replace(frozen, {"init_from.rename": (("dense1", "densest"),)})
+    with pytest.raises(UserError, match=r"params/dense1/kernel is not in step 10 of .* Did you "
+                                        r"mean 'params/densest/kernel'\? \(1 missing in all\)"):
+        fit(tmp_path / "y", renamed)
+
+
+def test_a_float_asked_a_question_is_compiled_for_its_value(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Asking(Classification):
+        weight: float = 0.5
+
+        def loss(self, variables: Any, batch: Any, key: Any, *, train: bool) -> tuple[Mean, Aux]:
+            mean, aux = super().loss(variables, batch, key, train=train)
+            if self.weight > 0.1:
+                mean = Mean(mean.total * self.weight, mean.count)
+            return mean, aux
+
+    task = Asking(model=shorter().task.model)  # type: ignore[attr-defined]
+    fit(tmp_path, shorter(task=task, steps=2, evals={}, best=Best(),
+                          optimizer=SGD(learning_rate=Constant(peak=0.1))))
+    assert "note: a model asks a float a question" in capsys.readouterr().out
+
+
+def test_data_that_fails_midway_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+    from jaxdl.data.source import Arrays
+
+    class Failing(Arrays):
+        def index(self, seed: int, position: int, batch_size: int) -> np.ndarray:
+            if position >= 7 * batch_size:
+                raise UserError("file x.png: truncated.")
+            return super().index(seed, position, batch_size)
+
+    experiment = shorter()
+
+    class Broken(type(experiment.data)):  # type: ignore[misc]
+        def open(self, split: str) -> Any:
+            source: Any = super().open(split)
+            return Failing(arrays=source.arrays, transforms=source.transforms)
+
+    data = Broken(**{f.name: getattr(experiment.data, f.name)
+                     for f in dataclasses.fields(experiment.data)})  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"^file x.png: truncated\.$"):
+        fit(tmp_path, dataclasses.replace(experiment, data=data))
+    assert committed(tmp_path / "checkpoints")[-1] == 7
+
+
+@pytest.fixture(autouse=True)
+def in_project(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(TESTS.parent)
+    yield
