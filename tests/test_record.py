@@ -77,7 +77,7 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not empty and not a run directory"):
         run_of(tmp_path, shorter())
     (tmp_path / "config.json").write_text("{'not': json")
-    with pytest.raises(UserError, match="not the config[.]json of a run"):
+    with pytest.raises(UserError, match=r"not the config\.json of a run"):
         run_of(tmp_path, shorter())
     assert (tmp_path / "thesis.tex").read_text() == "x"
 
