@@ -91,8 +91,8 @@ class Experiment:
       log_every: steps between two lines of the training log.
       save_every: steps between two checkpoints.
       keep: how many of the newest checkpoints stay, besides the best.
-      nonfinite: what a step with a NaN or infinite loss or gradient does: "stop" ends the run with
-        the state before it, "skip" drops its update and goes on.
+      nonfinite: what a step with a NaN or infinite loss or gradient does: "stop" ends the run, at
+        the newest checkpoint before it; "skip" drops its update and goes on.
       mesh: the arrangement of the devices.
       rules: which parameters are split over the mesh, first match wins.
     """

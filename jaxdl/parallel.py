@@ -41,6 +41,11 @@ class Devices:
         return NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
 
     @property
+    def batches(self) -> NamedSharding:
+        """Of arrays whose second axis counts examples, the first one steps."""
+        return NamedSharding(self.mesh, PartitionSpec(None, ("data", "fsdp")))
+
+    @property
     def batch_ways(self) -> int:
         """Into how many parts a batch is split."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]

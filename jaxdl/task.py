@@ -244,8 +244,13 @@ class LossTask:
 
 
 def norm(tree: Any) -> Array:
-    """The Euclidean norm of all leaves together, as products of vectors (fast on every backend)."""
-    return jnp.sqrt(sum(jnp.vdot(x, x).real.astype(jnp.float32) for x in jax.tree.leaves(tree)))
+    """The Euclidean norm of all leaves together, in float32."""
+    def squares(x: Array) -> Array:
+        rows = jnp.square(jnp.abs(x).astype(jnp.float32))
+        # On CPU the first axis by itself becomes vector additions, a sum to a scalar does not.
+        return jnp.sum(jnp.sum(rows, 0)) if rows.ndim > 1 else jnp.sum(rows)
+
+    return jnp.sqrt(sum(map(squares, jax.tree.leaves(tree))))
 
 
 def _cast(tree: Any, dtype: Any) -> Any:

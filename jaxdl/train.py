@@ -7,6 +7,7 @@ one interval late, all at once.
 import contextlib
 import dataclasses
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ import numpy as np
 
 from jaxdl import config, parallel, record
 from jaxdl.checkpoint import Checkpoints, load, overlay, select
-from jaxdl.data.loader import ahead, shuffled
+from jaxdl.data.loader import Inputs, ahead, shuffled
 from jaxdl.data.source import Source
 from jaxdl.errors import RunError, UserError, nearest
 from jaxdl.evaluate import Context, assemble
@@ -29,6 +30,9 @@ from jaxdl.process import Preempted, Signals
 from jaxdl.task import Mean, named
 
 console = record.console
+
+FUSED = 20  # steps in one dispatch, where steps are short
+SHORT = 1e9  # floating-point operations of a step below which it is short: some milliseconds
 
 
 @jax.tree_util.register_dataclass
@@ -82,10 +86,12 @@ class Program:
         self.arrays = devices.replicate(source.arrays)
         inputs = next(iter(ahead(source, self.plan(0, 1))))
         self._inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), inputs)
+        self._traced = jax.jit(self._update)  # traced here, for its shapes; `_step` calls it
         try:
             state, metrics = self._shapes()
         except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
             self._paths = ()  # A float is used as structure: compile for its value.
+            self._traced = jax.jit(self._update)
             state, metrics = self._shapes()
             console.print("note: a model asks a float a question, so that every value of it is "
                           f"compiled anew: {str(error).splitlines()[0]}", markup=False)
@@ -98,9 +104,12 @@ class Program:
         self.target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
                                    shapes, shardings)
         self.init = jax.jit(self._start, out_shardings=shardings)
-        self.step = jax.jit(self._step, donate_argnums=0, out_shardings=shardings,
-                            in_shardings=(shardings, devices.replicated, devices.replicated,
-                                          devices.batch))
+        self.fused = self._fused(state)
+        self.step = jax.jit(
+            self._step if self.fused == 1 else self._steps, donate_argnums=0,
+            out_shardings=shardings, in_shardings=(
+                shardings, devices.replicated, devices.replicated,
+                *([devices.batch] if self.fused == 1 else [devices.batches, devices.replicated])))
         self.reset = jax.jit(self._reset, out_shardings=shardings.window)
         self.empty = jax.jit(self._empty, out_shardings=shardings.window)
 
@@ -108,15 +117,39 @@ class Program:
         """The batches of `steps` steps from example number `start` on."""
         return shuffled(self.source, self.experiment.seed, start, self.experiment.batch_size, steps)
 
-    def compile(self) -> Any:
-        """Compiles the step ahead of its first call; returns what XLA says of its memory."""
-        return self.step.lower(self.target, self.knobs, self.arrays,
-                               self._inputs).compile().memory_analysis()
+    def lowered(self) -> jax.stages.Lowered:
+        """The step as a program for XLA; what `compile()` of it makes, later calls use."""
+        inputs: tuple[Any, ...] = (self._inputs,)
+        if self.fused > 1:
+            inputs = (jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.fused, *x.shape), x.dtype),
+                                   self._inputs), np.int32(0))
+        return self.step.lower(self.target, self.knobs, self.arrays, *inputs)
+
+    def advance(self, carry: Carry, batches: list[Inputs]) -> Carry:
+        """One dispatch: a step on each of the batches, at most `fused` of them."""
+        if self.fused == 1:
+            return self.step(carry, self.knobs, self.arrays, batches[0])
+        padded = batches + batches[-1:] * (self.fused - len(batches))
+        stacked = {name: np.stack([b[name] for b in padded]) for name in padded[0]}
+        return self.step(carry, self.knobs, self.arrays, stacked, np.int32(len(batches)))
+
+    def _fused(self, state: Any) -> int:
+        """How many steps to run in one dispatch.
+
+        Several where a step is so short that its dispatch counts, and its data is on the device.
+        Never around convolutions on CPU, whose gradients are many times slower inside a loop.
+        """
+        traced = self._traced.trace(state, self.knobs, self.arrays, self._inputs)
+        convolves = "conv_general_dilated" in str(traced.jaxpr)
+        if self.arrays is None or (convolves and jax.default_backend() == "cpu"):
+            return 1
+        cost: Any = traced.lower().cost_analysis() or {}
+        return FUSED if cost.get("flops", SHORT) < SHORT else 1
 
     def _shapes(self) -> tuple[Any, Any]:
         """Of the state and of a step's metrics."""
         state = jax.eval_shape(self._init, self.knobs)
-        return state, jax.eval_shape(self._update, state, self.knobs, self.arrays, self._inputs)[1]
+        return state, jax.eval_shape(self._traced, state, self.knobs, self.arrays, self._inputs)[1]
 
     def _bind(self, knobs: Any) -> tuple[Any, Any, Any, Source, jax.Array]:
         floats, seed = knobs
@@ -156,25 +189,30 @@ class Program:
 
     def _step(self, carry: Carry, knobs: Any, arrays: Any, inputs: Any) -> Carry:
         old, window = carry.state, carry.window
-        new, metrics = self._update(old, knobs, arrays, inputs)
+        new, metrics = self._traced(old, knobs, arrays, inputs)
         finite = functools.reduce(jnp.logical_and, (
             jnp.isfinite(x).all() for x in jax.tree.leaves(metrics)))
-        stop = self.experiment.nonfinite == "stop"
-        halted = jnp.where(stop & ~finite & (window.halted < 0), old.step, window.halted)
-        good = (halted < 0) if stop else finite
-        noted = (window.halted < 0) if stop else finite
-
-        def choose(which: Any, a: Any, b: Any) -> Any:
-            return jax.tree.map(lambda x, y: jnp.where(which, x, y), a, b)
-
-        state = choose(good, new, old)
-        if not stop:
-            state = dataclasses.replace(state, step=new.step, seen=new.seen)
+        if self.experiment.nonfinite == "stop":
+            # The state after such a step is lost, and never saved: to keep the one before would
+            # cost every step a copy. What the step reported stays in the window.
+            noted = window.halted < 0
+            halted = jnp.where(noted & ~finite, old.step, window.halted)
+        else:
+            noted, halted = finite, window.halted
+            new = dataclasses.replace(_choose(finite, new, old), step=new.step, seen=new.seen)
         means = {k: window.means[k] + m for k, m in metrics.items() if isinstance(m, Mean)}
         last = {k: m for k, m in metrics.items() if not isinstance(m, Mean)}
-        return Carry(state, Window(choose(noted, means, window.means),
-                                   choose(noted, last, window.last),
-                                   window.skipped + ~finite, halted))
+        return Carry(new, Window(_choose(noted, means, window.means),
+                                 _choose(noted, last, window.last),
+                                 window.skipped + ~finite, halted))
+
+    def _steps(self, carry: Carry, knobs: Any, arrays: Any, inputs: Any, count: Any) -> Carry:
+        """`count` steps on the first of the stacked inputs. The number is data, so that one program
+        serves any grouping, and a run is the same to the bit however its steps are grouped."""
+        def body(i: Any, carry: Carry) -> Carry:
+            return self._step(carry, knobs, arrays, jax.tree.map(lambda x: x[i], inputs))
+
+        return jax.lax.fori_loop(0, count, body, carry)
 
 
 @dataclass
@@ -199,18 +237,20 @@ class Progress:
 
 
 class Clock:
-    """Seconds and waiting time of a log interval, without evaluations and saves."""
+    """Steps a second, and the part of the time spent waiting for data, without evaluations and
+    saves. The host runs ahead of the device: time is taken when an interval's numbers arrive."""
 
     def __init__(self) -> None:
-        self._steps, self._began, self._waited = 0, time.perf_counter(), 0.0
+        self._began = time.perf_counter()
+        self._steps, self._waited = 0, 0.0
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """The time inside is spent waiting for data; one call a step."""
+    def waiting(self, steps: int) -> Iterator[None]:
+        """The time inside is spent waiting for the data of so many steps."""
         began = time.perf_counter()
         yield
         self._waited += time.perf_counter() - began
-        self._steps += 1
+        self._steps += steps
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -219,12 +259,16 @@ class Clock:
         yield
         self._began += time.perf_counter() - began
 
-    def interval(self) -> tuple[float, float]:
-        """(steps a second, fraction of the time spent waiting) since the last call."""
-        seconds = max(time.perf_counter() - self._began, 1e-9)
-        rates = self._steps / seconds, self._waited / seconds
-        self.__init__()
-        return rates
+    def dispatched(self) -> tuple[int, float]:
+        """(steps, seconds waited) since the last call."""
+        counts = self._steps, self._waited
+        self._steps, self._waited = 0, 0.0
+        return counts
+
+    def arrived(self) -> float:
+        """Seconds since the last call."""
+        began, self._began = self._began, time.perf_counter()
+        return max(self._began - began, 1e-9)
 
 
 class NonFinite(Exception):
@@ -277,7 +321,7 @@ class _Fit:
         self.checkpoints, self.opened, self.signals = checkpoints, opened, signals
         self.progress, self.clock = Progress(), Clock()
         self.compiled: dict[Any, Any] = {}  # of the evaluators
-        self.pending: tuple[int, tuple[float, float], Window] | None = None
+        self.pending: tuple[int, tuple[int, float], Window] | None = None
         self.all_finite = jax.jit(_all_finite)
 
     def __call__(self, sinks: tuple[str, ...]) -> Progress:
@@ -291,7 +335,7 @@ class _Fit:
         self.run.start(start, program.devices.mesh.devices.flat, sinks)
         if start < end:
             began = time.perf_counter()
-            memory = program.compile()
+            memory = program.lowered().compile().memory_analysis()
             console.print(f"compiled in {time.perf_counter() - began:.1f} s; state "
                           f"{_size(parallel.bytes_of(carry.state))}, data on the device "
                           f"{_size(parallel.bytes_of(program.arrays))}, temporaries of a step "
@@ -331,7 +375,7 @@ class _Fit:
         experiment, program, progress, clock = (self.experiment, self.program, self.progress,
                                                 self.clock)
         start, end = step, experiment.steps
-        clock.interval()  # starts now
+        clock.arrived()  # starts now
         stream = ahead(program.source, program.plan(int(carry.state.seen), end - step))
         try:
             while True:
@@ -343,32 +387,36 @@ class _Fit:
                 if improved or (step % experiment.save_every == 0 and step > start):
                     self.save(step, carry)
                 self.signals.poll()
-                with clock.waiting():
-                    inputs = next(stream)
-                carry = program.step(carry, program.knobs, program.arrays, inputs)
-                step += 1
+                count = min(program.fused, self.until(step))
+                with clock.waiting(count):
+                    batches = list(itertools.islice(stream, count))
+                carry = program.advance(carry, batches)
+                step += count
                 progress.evaluated.clear()
                 if step % experiment.log_every == 0 or step == end:
                     self.flush()  # the interval before this one: the device has long done it
-                    self.pending = step, clock.interval(), carry.window
+                    self.pending = step, clock.dispatched(), carry.window
                     carry = Carry(carry.state, program.reset(carry.window))
         except Preempted as signal:
             self.keep(step, carry)
             raise Preempted(f"{signal}: saved step {step:,}; continue with "
                             f"--workdir={self.run.folder}") from None
         except NonFinite as error:
-            step = int(carry.state.step)
-            saved = "the step before it is saved"
-            if self.all_finite(carry.state):
-                self.keep(step, Carry(carry.state, program.empty()))
-            else:
-                saved = "it is not saved"
-            raise RunError(f"{self.run.folder}: step {error.step:,}: {error.names} not finite; "
-                           f"{saved}. A lower learning rate, --optimizer.clip or "
-                           "--nonfinite=skip may help.") from error
+            self.checkpoints.wait()
+            before = self.checkpoints.steps()
+            raise RunError(
+                f"{self.run.folder}: step {error.step:,}: {error.names} not finite. "
+                f"{f'The newest checkpoint is of step {before[-1]:,}.' if before else ''} "
+                "A lower learning rate, --optimizer.clip or --nonfinite=skip may help.") from error
         except UserError:  # Of the data: what was learned until now is kept.
             self.keep(step, carry)
             raise
+
+    def until(self, step: int) -> int:
+        """Steps from here to the next at which the loop has something else to do."""
+        periods = [self.experiment.log_every, self.experiment.save_every,
+                   *(e.every for e in self.experiment.evals.values())]
+        return min(self.experiment.steps - step, *(p - step % p for p in periods))
 
     def keep(self, step: int, carry: Carry) -> None:
         """Saves, and waits until it is on disk."""
@@ -379,8 +427,10 @@ class _Fit:
         """Logs the interval that was dispatched last. A step in it that was not finite ends the
         run; with `carry`, one in the interval under way does too."""
         if self.pending is not None:
-            (step, (rate, waited), window), self.pending = self.pending, None
-            self.log(step, rate, waited, finite_or_raise(jax.device_get(window)))
+            (step, (steps, waited), window), self.pending = self.pending, None
+            window = finite_or_raise(jax.device_get(window))
+            seconds = self.clock.arrived()
+            self.log(step, steps / seconds, waited / seconds, window)
         if carry is not None:
             finite_or_raise(jax.device_get(carry.window))
 
@@ -497,6 +547,11 @@ def evaluate(experiment: Experiment, folder: Path,
             devices=devices))
         results |= {f"{name}/{metric}": float(x) for metric, x in values.items()}
     return number, results
+
+
+def _choose(condition: Any, a: Any, b: Any) -> Any:
+    """One of two trees of arrays."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
 def _all_finite(state: Any) -> jax.Array:

@@ -172,7 +172,7 @@ def test_the_stand_in_is_decided_once_and_told_everywhere(
     command = cli.parse("train", "resnet_cifar", [])
     monkeypatch.setattr(cifar.Cifar10, "prepare", missing)
     experiment, text = cli.with_data(command, None, False)
-    assert (experiment.steps, text) == (400, "Digits in place of Cifar10")
+    assert (experiment.steps, text) == (250, "Digits in place of Cifar10")
 
     # And a run that began on the declared data never changes to the stand-in.
     own = dataclasses.replace(recorded, stand_in=None)

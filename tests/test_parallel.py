@@ -91,7 +91,7 @@ def test_the_state_is_born_split_and_stays_so() -> None:
         assert kernel.addressable_shards[0].data.shape == (64, 128)
         mu: Any = carry.state.opt_state[0].mu["dense1"]["kernel"]
         assert mu.addressable_shards[0].data.shape == (64, 128)
-        carry = program.step(carry, program.knobs, program.arrays, inputs)
+        carry = program.advance(carry, [inputs])
 
 
 @pytest.mark.parametrize("mesh", [Mesh(data=8), Mesh(data=2, fsdp=4), Mesh(data=4, tensor=2)])
@@ -102,7 +102,7 @@ def test_many_devices_compute_what_one_does(mesh: Mesh) -> None:
         program = Program(experiment, experiment.data.open("train"), parallel.arrange(mesh))
         carry = program.init(program.knobs)
         for i in range(2):
-            carry = program.step(carry, program.knobs, program.arrays, program.plan(128 * i, 1)[0])
+            carry = program.advance(carry, [program.plan(128 * i, 1)[0]])
         return jax.device_get(carry.state.params), jax.device_get(carry.window)
 
     expected, window = one_step(Mesh(data=1))
