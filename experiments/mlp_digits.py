@@ -2,17 +2,15 @@
 
     python launch.py --experiment=mlp_digits
 
-Where to start: it trains in less time than it takes to read. No paper states a number for this
-split; a linear classifier is near 95 %.
+No paper states a number for this split; a linear classifier is near 95 %.
 """
-
-from jaxdl.tasks.classification import Classification
 
 from jaxdl.data.digits import Digits
 from jaxdl.evaluate import Evaluate
 from jaxdl.experiment import Best, Experiment
 from jaxdl.models.mlp import MLP
 from jaxdl.optimizer import Adam, Cosine
+from jaxdl.tasks.classification import Classification
 
 
 def config() -> Experiment:

@@ -7,8 +7,6 @@ on scikit-learn's real 8 x 8 digits, enlarged to 32 x 32 x 3, and says so: expec
 their test split (plain JAX reaches 98 % in 300 steps).
 """
 
-from jaxdl.tasks.classification import Classification
-
 from jaxdl.data.cifar import Cifar10
 from jaxdl.data.digits import Digits
 from jaxdl.data.source import StandIn
@@ -17,6 +15,7 @@ from jaxdl.evaluate import Evaluate
 from jaxdl.experiment import Best, Experiment
 from jaxdl.models.resnet import ResNet
 from jaxdl.optimizer import SGD, StepDecay
+from jaxdl.tasks.classification import Classification
 
 
 def config() -> Experiment:

@@ -94,3 +94,9 @@ def test_quick_answers_import_little(arguments: list[str], status: int,
     assert done.returncode == status, done.stderr
     if status:
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_the_readme_shows_a_whole_experiment_file() -> None:
+    text = (ROOT / "README.md").read_text()
+    shown = text.split("```python\n")[1].split("```")[0]
+    assert shown == (ROOT / "experiments" / "mlp_digits.py").read_text()

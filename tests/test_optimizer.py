@@ -30,6 +30,7 @@ from jaxdl.optimizer import (
     RMSProp,
     StepDecay,
 )
+from jaxdl.task import Aux, LossTask, Mean
 
 RATE = Constant(peak=0.01)
 PARAMS = {"dense": {"kernel": jnp.linspace(-1, 1, 6).reshape(3, 2), "bias": jnp.array([.5, -.5])},
@@ -137,30 +138,47 @@ OPTIMIZERS = [SGD(momentum=.9, nesterov=True), Adagrad(), RMSProp(momentum=.9), 
 SCHEDULES = [Constant(), StepDecay(), InverseTime(), Cosine(), Linear()]
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Quadratic(LossTask):
+    """Half the squared distance of all parameters from 1, for each of the examples."""
+
+    weight: float = 0.5
+
+    def loss(self, variables: dict[str, Any], batch: Any, key: jax.Array, *,
+             train: bool) -> tuple[Mean, Aux]:
+        if not variables:
+            variables["params"] = PARAMS
+        square = sum(jnp.sum((x - 1) ** 2) for x in jax.tree.leaves(variables["params"]))
+        return Mean.of(jnp.full(batch["mask"].shape, self.weight * square), batch["mask"]), Aux()
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: type(o).__name__)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 def test_every_float_may_be_traced(optimizer: Optimizer, schedule: Any) -> None:
-    """A whole update is jitted with each float leaf traced, one by one (rule 1)."""
-    full = dataclasses.replace(
+    """A whole step is traced with each float leaf as data, one by one, then with all (rule 1)."""
+    tree = {"task": Quadratic(ema=0.9), "optimizer": dataclasses.replace(
         optimizer, learning_rate=schedule, clip=1.0, l2=1e-3, weight_decay=1e-2,
-        rules=(PathRule(path=".*/bias", learning_rate=2.0, weight_decay=0.5),))
-    if not isinstance(schedule, Constant) and not isinstance(optimizer, Adam):
-        floats = [p for p, leaf in config.leaves(schedule, "learning_rate")
-                  if type(leaf.value) is float]
-    else:
-        floats = [p for p, leaf in config.leaves(full) if type(leaf.value) is float]
-    assert floats
-    grads = gradients(1)
+        rules=(PathRule(path=".*/bias", learning_rate=2.0, weight_decay=0.5),))}
+    floats = [p for p, leaf in config.leaves(tree) if type(leaf.value) is float]
+    assert {"task.ema", "task.weight", "optimizer.clip", "optimizer.learning_rate.peak"} <= {
+        *floats}
+    batch = {"mask": jnp.ones(4)}
 
-    def update(tree: Any) -> Any:
-        tx = tree.build(10)
-        return tx.update(grads, tx.init(PARAMS), PARAMS)[0]
+    def step(tree: Any) -> Any:
+        tx = tree["optimizer"].build(10)
+        state = tree["task"].init(jax.random.key(0), batch, tx)
+        return tree["task"].step(state, batch, tx)[0].params
 
-    expected = update(full)
+    expected = jax.jit(lambda: step(tree))()
     for path in floats:
-        value = config.get(full, path)
-        traced = jax.eval_shape(lambda x, p=path: update(config.replace(full, {p: x})), value)
+        traced = jax.eval_shape(lambda x, p=path: step(config.replace(tree, {p: x})),
+                                config.get(tree, path))
         chex.assert_trees_all_equal_shapes_and_dtypes(traced, expected)
-    at_once = jax.jit(lambda xs: update(config.replace(full, dict(zip(floats, xs, strict=True)))))
-    chex.assert_trees_all_close(at_once([config.get(full, p) for p in floats]), expected,
-                                rtol=1e-4, atol=1e-7)
+    at_once = jax.jit(lambda xs: step(config.replace(tree, dict(zip(floats, xs, strict=True)))))
+    chex.assert_trees_all_close(at_once([config.get(tree, p) for p in floats]), expected,
+                                rtol=1e-4, atol=1e-6)
+
+
+def test_the_boundaries_of_a_step_decay_may_be_traced() -> None:
+    rate = jax.jit(lambda at: StepDecay(peak=1.0, at=(at, 0.75))(jnp.int32(5), 10))
+    assert [float(rate(x)) for x in (0.2, 0.6)] == pytest.approx([0.1, 1.0])
