@@ -17,7 +17,7 @@ from jaxdl.tasks.classification import Classification, ClassificationReport
 def config() -> Experiment:
     return Experiment(
         task=Classification(model=CNN(channels=(32, 64), dense=(128,), batch_norm=True,
-                                      dropout=0.4, classes=10)),
+                                      dropout=0.2, classes=10)),
         data=FashionMnist(),
         optimizer=AdamW(learning_rate=Cosine(peak=2e-3, warmup=0.05), weight_decay=0.02),
         evals={"test": ClassificationReport(split="test", every=469)},

@@ -261,31 +261,42 @@ def metric_table(values: Mapping[str, float]) -> Table:
     return table
 
 
-def number(value: float) -> str:
-    """Four digits, and no exponent for what people count."""
-    return f"{value:,.0f}" if 1_000 <= abs(value) < 1e9 else f"{value:.4g}"
-
-
 class Bar:
     """A progress line on a terminal; elsewhere a plain line each time there are new numbers."""
 
     def __init__(self, step: int, steps: int) -> None:
         self.steps = steps
         self._progress = Progress(
-            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"), BarColumn(bar_width=24),
-            TextColumn("{task.fields[text]}"), TimeRemainingColumn(), console=console,
+            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"), BarColumn(bar_width=20),
+            TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=console,
             transient=True, disable=not console.is_terminal)
         self._task = self._progress.add_task("", total=steps, completed=step, text="")
         self._progress.start()
 
-    def show(self, step: int, values: Mapping[str, float], kind: str) -> None:
-        """New numbers: of the train log (kept on the line), or of an evaluation (printed)."""
-        text = "  ".join(f"{name.split('/', 1)[1] if kind == 'train' else name} {number(value)}"
-                         for name, value in values.items())
-        if console.is_terminal and kind == "train":
-            self._progress.update(self._task, completed=step, text=text)
+    def trained(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of the training log; a terminal has room for the loss, the means and the rate."""
+        values = {name.removeprefix("train/"): value for name, value in values.items()}
+        rate = f"{values.pop('examples_per_second'):,.0f} examples/s"
+        waited = f"{values.pop('data_wait'):.0%} waiting for data"
+        if console.is_terminal:
+            values = {k: v for k, v in values.items() if k not in ("grad_norm", "learning_rate")}
+            self._progress.update(self._task, completed=step, text=f"{_numbers(values)}  {rate}")
         else:
-            self._progress.console.print(f"step {step:,}/{self.steps:,}  {text}", markup=False)
+            self._print(step, f"{_numbers(values)}  {rate}, {waited}")
+
+    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of an evaluator: always a line that stays."""
+        self._print(step, _numbers(values))
+
+    def _print(self, step: int, text: str) -> None:
+        self._progress.console.print(f"step {step:,}/{self.steps:,}  {text}", markup=False)
 
     def close(self) -> None:
         self._progress.stop()
+
+
+def _numbers(values: Mapping[str, float]) -> str:
+    """The loss first; four digits each, and no exponent for what people count."""
+    order = sorted(values, key=lambda name: name.split("/")[-1] != "loss")
+    return "  ".join(f"{name} {values[name]:,.0f}" if 1_000 <= abs(values[name]) < 1e9
+                     else f"{name} {values[name]:.4g}" for name in order)

@@ -445,7 +445,7 @@ class _Fit:
             values["skipped"] = float(window.skipped)
         values = {f"train/{name}": value for name, value in values.items()}
         self.run.log(step, values)
-        self.bar.show(step, values, "train")
+        self.bar.trained(step, values)
 
     def due(self, step: int) -> list[str]:
         """The evaluators to run at this step: on their schedule, and all after the last."""
@@ -465,7 +465,7 @@ class _Fit:
                     poll=self.signals.poll, compiled=self.compiled))
                 values = {f"{name}/{metric}": float(x) for metric, x in values.items()}
                 self.run.log(step, values)
-                self.bar.show(step, values, "evaluation")
+                self.bar.evaluated(step, values)
                 progress.results |= values
                 progress.evaluated.append(name)
                 if ranking.metric is None or ranking.metric.split("/")[0] != name:
