@@ -6,14 +6,13 @@ No paper states a number for this split of 1,797 images; a support vector machin
 in scikit-learn's own example, and the network should beat it.
 """
 
-from jaxdl.tasks.classification import Classification
-
 from jaxdl.data.digits import Digits
 from jaxdl.data.transforms import PadCrop
 from jaxdl.evaluate import Evaluate
 from jaxdl.experiment import Best, Experiment
 from jaxdl.models.resnet import ResNet
 from jaxdl.optimizer import SGD, Cosine
+from jaxdl.tasks.classification import Classification
 
 
 def config() -> Experiment:

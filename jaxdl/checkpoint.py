@@ -48,8 +48,11 @@ class Checkpoints:
         self._orbax = orbax
         self.folder, self.keep = folder.absolute(), keep
         self.arrays = self.folder / "arrays"
-        self.arrays.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        try:
+            self.arrays.mkdir(parents=True, exist_ok=True)
+            self._sweep()
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
         self._manager = orbax.CheckpointManager(
             self.arrays, options=orbax.CheckpointManagerOptions(
                 max_to_keep=None, async_options=orbax.options.AsyncOptions(
@@ -66,8 +69,8 @@ class Checkpoints:
         """Raises a UserError unless there is room for so many checkpoints of this state."""
         needed, free = copies * bytes_of(state), shutil.disk_usage(self.folder).free
         if free < needed:
-            raise UserError(f"{self.folder}: {copies} checkpoints need {needed / 1e6:,.0f} MB, "
-                            f"{free / 1e6:,.0f} MB are free.")
+            raise UserError(f"{self.folder}: {copies} checkpoints need {needed:,} bytes, {free:,} "
+                            "are free.")
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any], best: int | None = None) -> None:
         """Starts to save. Returns when the arrays have been copied; `poll` tells of failures.
@@ -79,13 +82,16 @@ class Checkpoints:
           best: the step that must not be deleted.
         """
         self.wait()
-        if step in self.steps():
+        if step in self.steps():  # The arrays are the same; what is known about them may be more.
+            manifest = read_manifest(self.folder, step)
+            if manifest["meta"] != json.loads(json.dumps(meta)):
+                self._write(step, {**manifest, "meta": dict(meta)})
             return
         flat = named(state)
         needed, free = int(1.1 * bytes_of(state)) + (1 << 20), shutil.disk_usage(self.folder).free
         if free < needed:
-            raise RunError(f"{self.folder}: {needed / 1e6:,.0f} MB are needed to save step {step}, "
-                            f"{free / 1e6:,.0f} MB are free; the earlier steps are intact.")
+            raise RunError(f"{self.folder}: {needed:,} bytes are needed to save step {step}, "
+                            f"{free:,} are free; the earlier steps are intact.")
         manifest = {"format": FORMAT, "step": step, "meta": dict(meta),
                     "arrays": {p: [list(x.shape), str(x.dtype)] for p, x in flat.items()}}
         (self.folder / f"{step}.pending").touch()
@@ -99,13 +105,20 @@ class Checkpoints:
             self._manager.wait_until_finished()
             manifest["files"] = digest(self.arrays / str(step), sync=True)
             _sync_folder(self.arrays)
-            write_atomically(self.folder / f"{step}.json", json.dumps(manifest))
+            self._write(step, manifest)
             (self.folder / f"{step}.pending").unlink()
-            for old in self.steps()[:-self.keep]:
-                if old != best:
+            kept = self.steps()[-self.keep:]
+            # An older one may be what a kept one, if it must be fallen back to, calls the best.
+            bests = {best, *(best_step(self.folder, s) for s in kept)}
+            for old in self.steps():
+                if old not in kept and old not in bests:
                     self._delete(old)
         except BaseException as error:
             self._error = error
+
+    def _write(self, step: int, manifest: dict[str, Any]) -> None:
+        manifest["sha256"] = _seal(manifest)
+        write_atomically(self.folder / f"{step}.json", json.dumps(manifest))
 
     def _delete(self, step: int) -> None:
         (self.folder / f"{step}.pending").touch()
@@ -155,7 +168,7 @@ class Checkpoints:
             self._manager.reload()
             return state, meta, skipped
         if skipped:
-            raise RunError(f"{self.folder}: no checkpoint is intact. {' '.join(skipped)}")
+            raise UserError(f"{self.folder}: no checkpoint is intact. {' '.join(skipped)}")
         return None
 
     def _quarantine(self, step: int) -> None:
@@ -213,11 +226,33 @@ def digest(folder: Path, sync: bool = False) -> dict[str, list[Any]]:
 
 
 def read_manifest(folder: Path, step: int) -> dict[str, Any]:
-    manifest = json.loads((folder / f"{step}.json").read_text())
-    if manifest["format"] > FORMAT:
-        raise UserError(f"{folder}/{step}.json: written by a newer jaxdl (format "
-                        f"{manifest['format']}; this one reads up to {FORMAT}).")
+    """The manifest of a step; a ValueError if it is not what was written."""
+    path = folder / f"{step}.json"
+    try:
+        manifest = json.loads(path.read_text())
+        newer = manifest["format"] > FORMAT
+        if not newer and manifest.pop("sha256") != _seal(manifest):
+            raise ValueError("changed")
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ValueError(f"{path} is not the manifest that was written") from error
+    if newer:
+        raise UserError(f"{path}: written by a newer jaxdl (format {manifest['format']}; this one "
+                        f"reads up to {FORMAT}).")
     return manifest
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's content."""
+    content = {k: v for k, v in manifest.items() if k != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def best_step(folder: Path, step: int) -> int | None:
+    """Which step was the best when this one was saved; None if there was none."""
+    try:
+        return read_manifest(folder, step)["meta"].get("progress", {}).get("best_step")
+    except ValueError:  # A damaged one is passed over at restore, and says nothing here.
+        return None
 
 
 def verify(folder: Path, step: int) -> dict[str, Any]:
@@ -284,7 +319,7 @@ def parameters(run: Path, step: str) -> tuple[int, dict[str, np.ndarray]]:
     """
     import orbax.checkpoint as orbax
 
-    folder = run / "checkpoints"
+    folder = (run / "checkpoints").absolute()
     number = select(run, step)
     try:
         manifest = verify(folder, number)
@@ -314,9 +349,9 @@ def select(run: Path, step: str) -> int:
     if step == "last":
         return steps[-1]
     if step == "best":
-        best = read_manifest(folder, steps[-1])["meta"]["progress"]["best_step"]
-        if best is None:
-            raise UserError(f"{run}: keeps no best checkpoint (best.metric is None).")
+        best = best_step(folder, steps[-1])
+        if best not in steps:
+            raise UserError(f"{run}: has no best checkpoint (best.metric was None, or it is gone).")
         return int(best)
     if not step.isdecimal() or int(step) not in steps:
         raise UserError(f"{run}: has no checkpoint {step!r}; it has {', '.join(map(str, steps))}, "

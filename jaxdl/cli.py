@@ -1,5 +1,6 @@
 """The command line: every leaf of an experiment is a flag, and every error is one line."""
 
+import ast
 import contextlib
 import dataclasses
 import difflib
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from jaxdl import config
 from jaxdl.errors import RunError, UserError, nearest
+from jaxdl.process import PREEMPTED, Preempted
 
 if TYPE_CHECKING:
     from jaxdl.experiment import Experiment
@@ -82,6 +84,8 @@ class Command:
       modules: modules of the user's whose dataclasses a record may name.
       expected: the docstring of the experiment file.
       run: the run directory, if --experiment named one.
+      stand_in: what stood in for what in that run, if anything did.
+      original: the experiment as the file or the run has it.
     """
 
     name: str
@@ -91,22 +95,25 @@ class Command:
     modules: tuple[str, ...]
     expected: str
     run: Path | None
+    stand_in: str | None
     original: "Experiment"
 
 
 def train(command: Command) -> int:
     """Trains an experiment, or continues a run."""
-    from jaxdl import parallel, record
-    from jaxdl.train import fit, validate
+    from jaxdl import parallel, record, sinks
+    from jaxdl.train import fit, splits, validate
 
     options: TrainOptions = command.options
     if options.resume and options.workdir:
         raise UserError("--resume and --workdir exclude each other.")
+    sinks.check_names(options.sinks)
     folder = (record.newest(command.name) if options.resume else Path(options.workdir).expanduser()
               if options.workdir else record.new_folder(command.name))
     old = record.read(folder)
     experiment, stand_in = with_data(command, old, options.strict_data)
     validate(experiment, parallel.arrange(experiment.mesh, experiment.rules))
+    splits(experiment)
     run = record.Run(
         folder, record.Recorded(command.name, config.to_json(experiment), stand_in,
                                 experiment.data.fingerprint(), command.expected),
@@ -127,6 +134,12 @@ def with_data(command: Command, old: "Recorded | None",
     from jaxdl.errors import DataMissing
 
     experiment = command.experiment
+    if command.stand_in is not None:  # The run that --experiment names was trained on one.
+        if strict:
+            raise UserError(f"--strict_data: {command.run} has a stand-in ({command.stand_in}).")
+        experiment.data.prepare()
+        record.announce(command.stand_in, f"So it is in {command.run}.")
+        return experiment, command.stand_in
     declared = getattr(experiment.data, "stand_in", None)
     reason = "The run began with it."
     if old is None or old.stand_in is None or declared is None:
@@ -154,17 +167,21 @@ def evaluate(command: Command) -> int:
 
     options: EvaluateOptions = command.options
     folder = command.run
+    if folder is not None and options.workdir is not None:
+        raise UserError("--workdir goes with the name or file of an experiment, not with a run.")
     if folder is None:
         folder = (Path(options.workdir).expanduser() if options.workdir
                   else record.newest(command.name))
     old = record.read(folder)
     if old is None:
         raise UserError(f"--workdir={folder}: not a run directory.")
-    experiment = config.from_json(old.experiment, modules=command.modules)
-    experiment = config.replace(experiment, command.typed)
+    experiment = config.replace(rebuilt(old, folder, command.modules), command.typed)
     if old.stand_in:
         record.announce(old.stand_in, "The run was trained on it.")
     experiment.data.prepare()
+    if old.fingerprint not in (None, found := experiment.data.fingerprint()):
+        record.console.print(f"warning: the data has changed since ({old.fingerprint} then, {found}"
+                             " now)", markup=False)
     step, results = evaluate_run(experiment, folder, options.step)
     record.console.print(f"{folder}, step {step:,}", markup=False)
     record.console.print(record.metric_table(results))
@@ -223,16 +240,15 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error, 2)
     except RunError as error:
         return _fail(error, 1)
+    except Preempted as error:
+        return _fail(error, PREEMPTED)
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
-        if type(error).__name__ == "Preempted":
-            return _fail(error, 75)
-        raise
 
 
 def _fail(error: BaseException, status: int) -> int:
-    print(f"{'' if status == 75 else 'error: '}{' '.join(str(error).split())}", file=sys.stderr)
+    kind = "" if status == PREEMPTED else "error: "
+    print(kind + " ".join(str(error).split()), file=sys.stderr)
     return status
 
 
@@ -275,20 +291,35 @@ def _take(args: list[str], name: str) -> tuple[str | None, list[str]]:
     return value, rest
 
 
+def rebuilt(old: "Recorded", folder: Path, modules: tuple[str, ...]) -> "Experiment":
+    """The experiment that a run recorded."""
+    from jaxdl.experiment import Experiment
+
+    experiment = config.from_json(old.experiment, modules=modules)
+    if not isinstance(experiment, Experiment):
+        raise UserError(f"{folder}/config.json: holds no experiment.")
+    config.check(experiment)
+    return experiment
+
+
 def parse(mode: str, target: str, args: list[str]) -> Command:
     """The command that these arguments mean for the experiment that `target` names."""
-    folder = Path(target).expanduser()
-    run = None
-    if (folder / "config.json").is_file():
+    run = stand_in = None
+    try:
+        folder = Path(target).expanduser()
+        is_run = (folder / "config.json").is_file()
+        is_folder = folder.is_dir() and target not in config.experiments()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"--experiment={target}: {error}.") from error
+    if is_run:
         from jaxdl import record
 
         old = record.read(folder)
         assert old is not None
         run, name, expected, modules = folder, old.name, old.expected, ()
-        experiment = config.from_json(old.experiment)
-        config.check(experiment)
+        stand_in, experiment = old.stand_in, rebuilt(old, folder, modules)
     else:
-        if folder.is_dir():
+        if is_folder:
             raise UserError(f"--experiment={target}: the directory has no config.json, so it is "
                             "not a run.")
         path = config.find(target)
@@ -301,7 +332,7 @@ def parse(mode: str, target: str, args: list[str]) -> Command:
         hint = dict(config.leaves(experiment))[leaf].hint
         if not config.fits(value, hint):
             raise UserError(f"--{leaf}={value}: expected {config.describe(hint)}.")
-    return Command(name, changed, typed, options, modules, expected, run, experiment)
+    return Command(name, changed, typed, options, modules, expected, run, stand_in, experiment)
 
 
 # Flags. tyro parses them; it gets a dataclass made for this very experiment, in which each node is
@@ -353,14 +384,13 @@ def _flags(args: list[str], hints: Mapping[str, Any],
         if not args[i].startswith("--"):
             raise UserError(f"'{args[i]}': expected --a.b.c=value.")
         key, equals, text = args[i][2:].partition("=")
-        key = key.replace("-", "_")
+        key = key if key in hints else key.replace("-", "_")
         i += 1
         if key not in hints:
             raise UserError(f"--{key}: {_unknown(key, hints, tree)}")
         several = _is_tuple(hints[key])
         if equals:
-            text = text.strip("()[]") if several else text
-            values = [v.strip() for v in text.split(",") if v.strip()] if several else [text]
+            values = _items(text, hints[key]) if several else [text]
         else:
             end = i
             while end < len(args) and not re.match(r"--[A-Za-z]|-h$", args[end]):
@@ -385,6 +415,20 @@ def _unknown(key: str, hints: Mapping[str, Any], tree: Mapping[str, Any]) -> str
     close = difflib.get_close_matches(key, hints, 1, 0.5) or [
         p for p in hints if p.split(".")[-1] == key.split(".")[-1]][:1]
     return f"no such field.{f' Did you mean --{close[0]}?' if close else ''}"
+
+
+def _items(text: str, hint: Any) -> list[str]:
+    """The items of a tuple: `1,2` or `(1, 2)`; strings, which may be regexes, as a Python tuple
+    `("a.*", "b")` or one string as it is."""
+    if "str" not in config.describe(hint):
+        return [v.strip() for v in text.strip("()[]").split(",") if v.strip()]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return [text] if text else []
+    if not isinstance(value, (tuple, list)):
+        return [text]
+    return [str(x) for item in value for x in (item if isinstance(item, (tuple, list)) else [item])]
 
 
 def _is_tuple(hint: Any) -> bool:

@@ -11,6 +11,7 @@ import functools
 import importlib.util
 import inspect
 import math
+import re
 import sys
 import types
 import typing
@@ -33,6 +34,15 @@ class Between:
                 else f"between {self.low:g} and {self.high:g}")
 
 
+@dataclasses.dataclass(frozen=True)
+class IsRegex:
+    """For `Annotated`: the string is a regular expression."""
+
+    def __str__(self) -> str:
+        return "a regular expression"
+
+
+Regex = Annotated[str, IsRegex()]
 Count = Annotated[int, Between(0)]  # how many, possibly none
 Size = Annotated[int, Between(1)]  # how many, at least one
 Fraction = Annotated[float, Between(0, 1)]
@@ -151,10 +161,10 @@ def differences(a: Any, b: Any) -> list[tuple[str, Any, Any]]:
 # Types and bounds.
 
 
-def _bounds(hint: Any) -> tuple[Any, list[Between]]:
+def _bounds(hint: Any) -> tuple[Any, list[Any]]:
     if typing.get_origin(hint) is Annotated:
         inner, *extra = typing.get_args(hint)
-        return inner, [e for e in extra if isinstance(e, Between)]
+        return inner, [e for e in extra if isinstance(e, (Between, IsRegex))]
     return hint, []
 
 
@@ -181,8 +191,16 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return type(value) is int and all(b.low <= value <= b.high for b in bounds)
     if hint in (bool, str):
-        return type(value) is hint
+        return type(value) is hint and not (bounds and not _compiles(str(value)))
     return True  # Any, or a class: a node's own business
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def describe(hint: Any) -> str:
@@ -339,8 +357,8 @@ def load(path: Path) -> types.ModuleType:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise UserError(f"{path}:{error.lineno}: {error.msg}.") from error
-    except (ImportError, AttributeError, NameError, TypeError) as error:
-        raise UserError(f"{path}{_line(error, path)}: {error}") from error
+    except Exception as error:  # Whatever it is, it is the file's: told by its line.
+        raise UserError(f"{path}{_line(error, path)}: {_told(error)}") from error
     if not callable(getattr(module, "config", None)):
         raise UserError(f"{path} has no function config() that returns the Experiment.")
     return module
@@ -353,8 +371,8 @@ def build(module: types.ModuleType) -> Any:
         tree = module.config()
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    except (ImportError, AttributeError, NameError, TypeError, ValueError) as error:
-        raise UserError(f"{path}{_line(error, path)}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{path}{_line(error, path)}: {_told(error)}") from error
     if type(tree).__name__ != "Experiment":
         raise UserError(f"{path}: config() returned a {type(tree).__name__}, not an Experiment.")
     try:
@@ -362,6 +380,11 @@ def build(module: types.ModuleType) -> Any:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return tree
+
+
+def _told(error: Exception) -> str:
+    clear = isinstance(error, (ImportError, AttributeError, NameError, TypeError, UserError))
+    return str(error) if clear else f"{type(error).__name__}: {error}"
 
 
 def _line(error: BaseException, path: Path) -> str:

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from jaxdl.config import Count, Size
+from jaxdl.config import Between, Regex, Size
 from jaxdl.data.source import Data
 from jaxdl.evaluate import Evaluator
 from jaxdl.optimizer import Optimizer
@@ -41,8 +41,8 @@ class InitFrom:
 
     path: str | None = None
     step: str = "last"
-    rename: tuple[tuple[str, str], ...] = ()
-    fresh: tuple[str, ...] = ()
+    rename: tuple[tuple[Regex, str], ...] = ()
+    fresh: tuple[Regex, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,12 @@ class Rule:
     """Places the parameters whose path matches on the mesh.
 
     Attributes:
-      path: regex that the whole path matches, such as ".*/mlp/kernel"; optimizer statistics and
-        averages of a parameter follow it.
+      path: regex that the path, or its end from some "/" on, matches: "mlp/kernel"; optimizer
+        statistics and averages of a parameter so follow it.
       axes: for each dimension of the array the mesh axis that splits it, or None.
     """
 
-    path: str
+    path: Regex
     axes: tuple[Literal["data", "fsdp", "tensor"] | None, ...]
 
 
@@ -94,16 +94,17 @@ class Experiment:
       nonfinite: what a step with a NaN or infinite loss or gradient does: "stop" ends the run, at
         the newest checkpoint before it; "skip" drops its update and goes on.
       mesh: the arrangement of the devices.
-      rules: which parameters are split over the mesh, first match wins.
+      rules: which parameters are split over the mesh; the first that matches an array and has as
+        many axes counts.
     """
 
     task: Task
     data: Data
     optimizer: Optimizer | Mapping[str, Optimizer]
     evals: Mapping[str, Evaluator] = field(default_factory=dict)
-    steps: Count
+    steps: Size
     batch_size: Size
-    seed: Count = 0
+    seed: Annotated[int, Between(0, 2 ** 32 - 1)] = 0
     best: Best = Best()
     init_from: InitFrom = InitFrom()
     log_every: Size = 50

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdl.config import Fraction, NonNegative
+from jaxdl.config import Fraction, NonNegative, Regex
 from jaxdl.errors import UserError, nearest
 
 Array = jax.Array
@@ -141,7 +141,7 @@ class PathRule:
       weight_decay: factor of weight_decay and of l2.
     """
 
-    path: str
+    path: Regex
     learning_rate: NonNegative = 1.0
     weight_decay: NonNegative = 1.0
 
@@ -363,7 +363,7 @@ class Muon(Optimizer):
     iterations: int = 5
     b1: Fraction = 0.9
     b2: Fraction = 0.95
-    adam: tuple[str, ...] = (".*[Ee]mbed.*",)
+    adam: tuple[Regex, ...] = (".*[Ee]mbed.*",)
 
     def direction(self) -> optax.GradientTransformation:
         from optax.contrib import MuonDimensionNumbers, muon

@@ -75,7 +75,7 @@ class Devices:
 
     def _spec(self, path: str, x: Any, used: set[str]) -> PartitionSpec:
         for rule in self.rules:
-            if re.fullmatch(f"(.*/)?{rule.path}", path) and len(rule.axes) == x.ndim:
+            if re.fullmatch(f"(?:.*/)?(?:{rule.path})", path) and len(rule.axes) == x.ndim:
                 used.add(rule.path)
                 for axis, size in zip(rule.axes, x.shape, strict=True):
                     if axis is not None and size % self.mesh.shape[axis]:

@@ -8,6 +8,7 @@
     tensorboard/        the same numbers for TensorBoard
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -86,7 +87,7 @@ def newest(name: str) -> Path:
     """The run directory of this experiment that was written last."""
     found = [p.parent for p in Path("runs", name).glob("*/config.json")]
     if not found:
-        raise UserError(f"--resume: there is no run in {Path('runs', name)}.")
+        raise UserError(f"there is no run in {Path('runs', name)}; --workdir=DIR names one.")
     return max(found, key=lambda p: (p / "config.json").stat().st_mtime)
 
 
@@ -115,31 +116,49 @@ class Run:
             old = read(folder)
             if old is None and any(p.name not in ("LOCK", "config.json") for p in folder.iterdir()):
                 raise UserError(f"--workdir={folder}: is not empty and not a run directory.")
-            if old is not None and old != record and committed(folder / "checkpoints"):
+            kept = old is not None and committed(folder / "checkpoints")
+            if kept and old is not None and old != record and not accept_changes:
                 changes = _changes(old, record, modules)
-                if changes and not accept_changes:
+                if changes:
                     raise UserError(f"--workdir={folder}: holds another experiment ({changes}). "
                                     "Choose another, or continue it so with --accept_changes.")
         except UserError:
             self._lock.release()
             raise
-        data = {"format": FORMAT, "jaxdl": __version__, "name": record.name,
-                "stand_in": record.stand_in, "fingerprint": record.fingerprint,
-                "expected": record.expected, "experiment": record.experiment}
-        write_atomically(folder / "config.json", json.dumps(data, indent=1))
-        lines = [f"{path}={value}\n" for path, value in overrides.items()]
-        write_atomically(folder / "overrides.txt", "".join(lines))
+        self._new = not kept or old is None or old.experiment != record.experiment
+        self._overrides = overrides
         self._metrics: Any = None
         self._sinks: list[Sink] = []
 
-    def start(self, step: int, devices: Iterable[Any], sinks: tuple[str, ...] = ()) -> None:
-        """Notes this launch, drops what was logged after `step`, and opens the sinks."""
+    def start(self, step: int, devices: Iterable[Any], sinks: tuple[str, ...] = (),
+              repeated: Iterable[str] = ()) -> None:
+        """Records the experiment and this launch, drops what was logged after `step`, and opens the
+        sinks. Only now, when the checkpoint has turned out to be one of this experiment.
+
+        Args:
+          step: of the checkpoint, or 0.
+          devices: that are used.
+          sinks: names of further sinks.
+          repeated: evaluators that will run at this very step; what they logged is dropped too.
+        """
+        record = self.record
+        data = {"format": FORMAT, "jaxdl": __version__, "name": record.name,
+                "stand_in": record.stand_in, "fingerprint": record.fingerprint,
+                "expected": record.expected, "experiment": record.experiment}
+        write_atomically(self.folder / "config.json", json.dumps(data, indent=1))
+        if self._new:
+            lines = [f"{path}={value}\n" for path, value in self._overrides.items()]
+            write_atomically(self.folder / "overrides.txt", "".join(lines))
         path = self.folder / "environment.json"
-        launches = json.loads(path.read_text()) if path.exists() else []
+        try:
+            launches = json.loads(path.read_text()) if path.exists() else []
+        except ValueError:  # torn by a kill of an older jaxdl, or edited: begin a new list
+            launches = []
         write_atomically(path, json.dumps([*launches, environment(step, devices)], indent=1))
         metrics = self.folder / "metrics.jsonl"
         if metrics.exists():
-            write_atomically(metrics, "".join(_until(metrics.read_text(), step)))
+            text = metrics.read_text(errors="replace")
+            write_atomically(metrics, "".join(_until(text, step, tuple(repeated))))
         self._metrics = metrics.open("a")
         self._sinks = open_sinks(("tensorboard", *sinks), self.folder, step)
 
@@ -160,10 +179,11 @@ class Run:
         os.fsync(self._metrics.fileno())
 
     def close(self) -> None:
-        for sink in self._sinks:
-            sink.close()
-        if self._metrics is not None:
-            self._metrics.close()
+        with contextlib.suppress(OSError):  # A full disk has been told of already.
+            for sink in self._sinks:
+                sink.close()
+            if self._metrics is not None:
+                self._metrics.close()
         self._lock.release()
 
 
@@ -182,12 +202,14 @@ def _changes(old: Recorded, new: Recorded, modules: Iterable[str]) -> str:
     return "; ".join(found)
 
 
-def _until(text: str, step: int) -> list[str]:
+def _until(text: str, step: int, repeated: tuple[str, ...]) -> list[str]:
     """The whole lines of a metrics.jsonl up to a step; a line torn by a kill is dropped."""
     kept = []
     for line in text.splitlines(keepends=True):
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
+            values = json.loads(line)
+            again = values["step"] == step and any(k.split("/")[0] in repeated for k in values)
+            if line.endswith("\n") and values["step"] <= step and not again:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue

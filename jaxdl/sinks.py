@@ -5,6 +5,7 @@ from names to numbers, and is closed at the end.
 """
 
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,17 +20,36 @@ class Sink(Protocol):
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard; on resume, events after the restored step are purged."""
+    """Event files in RUN/tensorboard. What TensorBoard had after the restored step is superseded.
+
+    Written here and now: tensorboardX's own SummaryWriter hands events to a thread, and waits for
+    ever when that has died of a full disk.
+    """
 
     def __init__(self, folder: Path, start: int) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1 if start
-                                     else None, write_to_disk=True)
+        (folder / "tensorboard").mkdir(exist_ok=True)
+        self._writer = EventsWriter(str(folder / "tensorboard" / "events"))
+        if start:
+            from tensorboardX.proto import event_pb2
+
+            session: Any = event_pb2
+            self._write(session.Event(step=start + 1, session_log=session.SessionLog(
+                status=session.SessionLog.START)))
+
+    def _write(self, event: Any) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        from tensorboardX.proto import event_pb2
+        from tensorboardX.summary import scalar
+
+        event: Any = event_pb2
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+            self._write(event.Event(step=step, summary=scalar(name, value)))
+        self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
@@ -78,12 +98,18 @@ class MLflow:
 SINKS: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
 
 
-def open_sinks(names: tuple[str, ...], folder: Path, start: int) -> list[Sink]:
-    """The named sinks; one that is not installed is told with the command that installs it."""
-    sinks: list[Sink] = []
+def check_names(names: tuple[str, ...]) -> None:
+    """Raises a UserError for a sink that does not exist."""
     for name in names:
         if name not in SINKS:
             raise UserError(f"--sinks={name}: expected {', '.join(SINKS)}.{nearest(name, SINKS)}")
+
+
+def open_sinks(names: tuple[str, ...], folder: Path, start: int) -> list[Sink]:
+    """The named sinks; one that is not installed is told with the command that installs it."""
+    check_names(names)
+    sinks: list[Sink] = []
+    for name in names:
         try:
             sinks.append(SINKS[name](folder, start))
         except ModuleNotFoundError as error:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from jaxdl.config import Fraction, Size
+from jaxdl.config import Fraction, Regex, Size
 from jaxdl.errors import UserError, nearest
 
 Array = jax.Array
@@ -27,7 +27,7 @@ S = TypeVar("S")
 class Mean:
     """A mean as the pair (total, count), so that masks, shards and batches add up exactly.
 
-    `total` may be an array; `count` is a scalar or has its shape.
+    Both are scalars; sums of other shapes are an evaluator's business.
     """
 
     total: Array
@@ -130,7 +130,7 @@ class LossTask:
         inputs, "dots" all but matrix products.
     """
 
-    freeze: tuple[str, ...] = ()
+    freeze: tuple[Regex, ...] = ()
     ema: Fraction | None = None
     accumulate: Size = 1
     compute_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -303,12 +303,16 @@ def fit(experiment: Experiment, run: record.Run, *, sinks: tuple[str, ...] = ())
     with Signals() as signals, contextlib.closing(run):
         devices = parallel.arrange(experiment.mesh, experiment.rules)
         validate(experiment, devices)
-        opened = functools.cache(experiment.data.open)
+        opened = splits(experiment)
         program = Program(experiment, opened("train"), devices)
         signals.poll()
         folder = run.folder / "checkpoints"
-        with contextlib.closing(Checkpoints(folder, experiment.keep)) as checkpoints:
-            return _Fit(experiment, run, program, checkpoints, opened, signals)(sinks)
+        try:
+            with contextlib.closing(Checkpoints(folder, experiment.keep)) as checkpoints:
+                return _Fit(experiment, run, program, checkpoints, opened, signals)(sinks)
+        except OSError as error:
+            raise RunError(f"{error.filename or run.folder}: {error.strerror}; what is committed "
+                           f"in {folder} is intact.") from error
 
 
 class _Fit:
@@ -332,7 +336,7 @@ class _Fit:
             console.print(f"{self.run.folder} is finished (step {start:,}{early}).", markup=False)
             self.report()
             return self.progress
-        self.run.start(start, program.devices.mesh.devices.flat, sinks)
+        self.run.start(start, program.devices.mesh.devices.flat, sinks, self.due(start))
         if start < end:
             began = time.perf_counter()
             memory = program.lowered().compile().memory_analysis()
@@ -372,6 +376,18 @@ class _Fit:
         return 0, carry
 
     def loop(self, step: int, carry: Carry) -> None:
+        """Runs to the last step; a step that was not finite ends it wherever that is noticed."""
+        try:
+            self.run_steps(step, carry)
+        except NonFinite as error:
+            self.checkpoints.wait()
+            before = self.checkpoints.steps()
+            kept = f" The newest checkpoint is of step {before[-1]:,}." if before else ""
+            raise RunError(
+                f"{self.run.folder}: step {error.step:,}: {error.names} not finite.{kept} A lower "
+                "learning rate, --optimizer.clip or --nonfinite=skip may help.") from error
+
+    def run_steps(self, step: int, carry: Carry) -> None:
         experiment, program, progress, clock = (self.experiment, self.program, self.progress,
                                                 self.clock)
         start, end = step, experiment.steps
@@ -381,8 +397,7 @@ class _Fit:
             while True:
                 self.checkpoints.poll()
                 improved = self.evaluate(step, carry) if self.due(step) else False
-                last = step >= end or progress.stopped
-                if last:
+                if step >= end or progress.stopped:
                     return self.keep(step, carry)
                 if improved or (step % experiment.save_every == 0 and step > start):
                     self.save(step, carry)
@@ -401,13 +416,6 @@ class _Fit:
             self.keep(step, carry)
             raise Preempted(f"{signal}: saved step {step:,}; continue with "
                             f"--workdir={self.run.folder}") from None
-        except NonFinite as error:
-            self.checkpoints.wait()
-            before = self.checkpoints.steps()
-            raise RunError(
-                f"{self.run.folder}: step {error.step:,}: {error.names} not finite. "
-                f"{f'The newest checkpoint is of step {before[-1]:,}.' if before else ''} "
-                "A lower learning rate, --optimizer.clip or --nonfinite=skip may help.") from error
         except UserError:  # Of the data: what was learned until now is kept.
             self.keep(step, carry)
             raise
@@ -523,6 +531,22 @@ def validate(experiment: Experiment, devices: parallel.Devices) -> None:
                         f"{nearest(metric.split('/')[0], experiment.evals)}")
 
 
+def splits(experiment: Experiment) -> Callable[[str], Source]:
+    """Opens splits of the experiment's data, each once; those of its evaluators now, so that a
+    misspelt one is known before the first step."""
+    @functools.cache
+    def opened(split: str) -> Source:
+        source = experiment.data.open(split)
+        if source.size == 0:
+            raise UserError(f"data: the split '{split}' holds no examples.")
+        return source
+
+    for evaluator in experiment.evals.values():
+        if isinstance(split := getattr(evaluator, "split", None), str):
+            opened(split)
+    return opened
+
+
 def evaluate(experiment: Experiment, folder: Path,
              step: str = "last") -> tuple[int, dict[str, float]]:
     """(step, metrics) of all evaluators on a checkpoint of a run: what `fit` logged there.
@@ -534,12 +558,12 @@ def evaluate(experiment: Experiment, folder: Path,
     """
     number = select(folder, step)
     devices = parallel.arrange(experiment.mesh, experiment.rules)
-    opened = functools.cache(experiment.data.open)
+    opened = splits(experiment)
     program = Program(experiment, opened("train"), devices)
     try:
         carry, _ = load(folder / "checkpoints", number, {"state": program.target.state}, True)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"{error}.") from error
     results = {}
     for name, evaluator in experiment.evals.items():
         values = evaluator(experiment.task, carry["state"], Context(

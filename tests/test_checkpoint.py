@@ -120,7 +120,7 @@ def test_every_file_is_watched(three: Path) -> None:
 def test_no_intact_checkpoint_is_an_error_that_deletes_nothing(three: Path) -> None:
     for step in (1, 2, 3):
         (three / "arrays" / str(step) / "_CHECKPOINT_METADATA").write_text("{}")
-    with pytest.raises(RunError, match=r"no checkpoint is intact\. checkpoint of step 3 passed"):
+    with pytest.raises(UserError, match=r"no checkpoint is intact\. checkpoint of step 3 passed"):
         restore(three)
     assert committed(three) == [1, 2, 3]
 
@@ -183,7 +183,7 @@ def test_no_space_is_known_beforehand(tmp_path: Path, monkeypatch: pytest.Monkey
     store = Checkpoints(tmp_path)
     usage = checkpoint.shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(UserError, match=r"4 checkpoints need 0 MB, 0 MB are free"):
+    with pytest.raises(UserError, match=r"4 checkpoints need 328 bytes, 100 are free"):
         store.check_space(state(0), 4)
     with pytest.raises(RunError, match="the earlier steps are intact"):
         store.save(1, state(1), {})
@@ -208,3 +208,26 @@ def test_saving_does_not_wait_for_the_disk_and_survives_donation(tmp_path: Path)
     store.close()
     restored, _ = checkpoint.load(tmp_path, 1, target(tree))
     np.testing.assert_array_equal(restored["x"], 0)
+
+
+def test_a_committed_step_may_learn_more_of_itself(three: Path) -> None:
+    """Saving it again, after an evaluation say, keeps the arrays and renews what is remembered."""
+    store = Checkpoints(three, keep=3)
+    store.save(3, state(9), {"note": "evaluated"})
+    store.close()
+    restored, meta, _ = restore(three)
+    assert meta == {"note": "evaluated"} and int(restored["state"]["step"]) == 3
+
+
+def test_the_best_of_every_kept_checkpoint_stays(tmp_path: Path) -> None:
+    store = Checkpoints(tmp_path, keep=2)
+    for step, best in ((1, 1), (2, 1), (3, 3)):
+        store.save(step, state(step), {"progress": {"best_step": best}}, best=best)
+    store.close()
+    assert committed(tmp_path) == [1, 2, 3], "if 3 is damaged, 2 is restored, whose best is 1"
+
+
+def test_a_changed_manifest_is_no_manifest(three: Path) -> None:
+    text = (three / "3.json").read_text()
+    (three / "3.json").write_text(text.replace('"note": 3', '"note": 4'))
+    assert restore(three)[1] == {"note": 2}

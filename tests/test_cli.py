@@ -34,10 +34,15 @@ def error(capfd: Captured, *arguments: str, status: int = 2) -> str:
      "--task.model.widths?"),
     (["--peak=3"], "--peak: no such field. Did you mean --optimizer.learning_rate.peak?"),
     (["--optimizer=3"], "--optimizer: names a whole Adam; set what is in it: --optimizer."),
-    (["--steps=1.5"], "--steps=1.5: expected int, at least 0."),
-    (["--steps=-1"], "--steps=-1: expected int, at least 0."),
-    (["--steps"], "--steps=: expected int, at least 0."),
-    (["--steps", "3", "4"], "--steps=3 4: expected int, at least 0."),
+    (["--task.freeze=head/["], "--task.freeze=('head/[',): expected tuple of str, a regular "
+     "expression."),
+    (["--seed=4294967296"], "--seed=4294967296: expected int, between 0 and 4.29497e+09."),
+    (["--evals.test.split=tset"], "MortalDigits: no split 'tset'"),
+    (["--sinks=wadnb"], "--sinks=wadnb: expected tensorboard, wandb, mlflow. Did you mean"),
+    (["--steps=1.5"], "--steps=1.5: expected int, at least 1."),
+    (["--steps=-1"], "--steps=-1: expected int, at least 1."),
+    (["--steps"], "--steps=: expected int, at least 1."),
+    (["--steps", "3", "4"], "--steps=3 4: expected int, at least 1."),
     (["--task.model.dropout=1.5"], "--task.model.dropout=1.5: expected float, between 0 and 1 or "
      "None."),
     (["--task.model.dropout=lots"], "--task.model.dropout=lots: expected float, between 0 and 1 or "
@@ -64,7 +69,8 @@ def test_a_mistake_is_told_in_one_line(capfd: Captured, arguments: list[str],
 def test_nothing_to_resume(capfd: Captured, tmp_path: Path,
                            monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert error(capfd, TINY, "--resume") == "--resume: there is no run in runs/tiny."
+    assert error(capfd, TINY, "--resume") == (
+        "there is no run in runs/tiny; --workdir=DIR names one.")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -98,6 +104,18 @@ def test_leaves_are_typed_and_marked(capfd: Captured) -> None:
     command = cli.parse("train", str(ROOT / "tests" / "tiny.py"), ["--optimizer.clip=2"])
     assert command.typed == {"optimizer.clip": 2.0}
     assert isinstance(command.typed["optimizer.clip"], float)
+
+
+@pytest.mark.parametrize(("text", "value"), [
+    (".*(kernel|bias)", (".*(kernel|bias)",)), ("[Dd]ense.*", ("[Dd]ense.*",)),
+    ("(a|b)/{1,2}", ("(a|b)/{1,2}",)), ("('a,b', 'c.*')", ("a,b", "c.*")), ("", ()),
+])
+def test_regexes_are_taken_as_they_are(text: str, value: tuple[str, ...]) -> None:
+    command = cli.parse("train", str(ROOT / "tests" / "tiny.py"), [f"--task.freeze={text}"])
+    assert command.typed == {"task.freeze": value}
+    pairs = cli.parse("train", str(ROOT / "tests" / "tiny.py"),
+                      ["--init_from.rename=(('head/.*', ''), ('a', 'b'))"])
+    assert pairs.typed == {"init_from.rename": (("head/.*", ""), ("a", "b"))}
 
 
 def test_help_lists_every_leaf_with_type_default_and_meaning(capfd: Captured) -> None:

@@ -183,7 +183,7 @@ def test_missing_everywhere_names_the_three_ways(tmp_path: Path) -> None:
         "reached from this machine.) Bring it in one of three ways: put cifar-10-binary.tar.gz "
         f"into {tmp_path}/data or name its folder by directory=FOLDER; copy a TFDS folder "
         f"'cifar10' to {tmp_path}/tfds; or run once with a network.")
-    with pytest.raises(DataMissing) as error:
+    with pytest.raises(UserError) as error:
         Cifar100(directory=str(tmp_path)).prepare()
     assert str(error.value) == (
         f"Cifar100: directory={tmp_path} holds neither cifar-100-binary.tar.gz, nor its folder "

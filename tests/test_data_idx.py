@@ -133,7 +133,7 @@ def test_wrong_content(tmp_path: Path, spoil: Callable[[Path], Path], message: s
 
 
 def test_missing(tmp_path: Path) -> None:
-    with pytest.raises(DataMissing) as error:
+    with pytest.raises(UserError) as error:
         Idx(directory=f"{tmp_path}/no").prepare()
     assert str(error.value) == f"Idx: directory={tmp_path}/no: there is no such folder."
     with pytest.raises(DataMissing) as error:
@@ -142,7 +142,7 @@ def test_missing(tmp_path: Path) -> None:
     with pytest.raises(DataMissing) as error:
         Idx(directory=str(tmp_path), train="emnist-train").prepare()
     assert str(error.value) == f"{tmp_path}: no file emnist-train-images-idx3-ubyte[.gz]."
-    with pytest.raises(DataMissing, match=r"^Mnist: directory=.* holds neither the files train-"):
+    with pytest.raises(UserError, match=r"^Mnist: directory=.* holds neither the files train-"):
         Mnist(directory=str(tmp_path)).prepare()
 
 
@@ -211,7 +211,7 @@ def test_a_tfrecord_folder_is_not_in_the_way(tmp_path: Path) -> None:
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(DataMissing, match=r"^Mnist: not on this machine"):
         Mnist().prepare()
-    with pytest.raises(DataMissing, match=r"nor TFDS's folder 'mnist' as array_record\.$"):
+    with pytest.raises(UserError, match=r"nor TFDS's folder 'mnist' as array_record\.$"):
         Mnist(directory=str(tmp_path / "tfds")).prepare()
 
 

@@ -168,6 +168,15 @@ def test_the_stand_in_is_decided_once_and_told_everywhere(
     assert "this run began with a stand-in" in capfd.readouterr().err
     assert "came" not in asked
 
+    # To repeat or continue it by its directory is to train on the stand-in, and to say so.
+    assert cli.main([f"--experiment={folder}", f"--workdir={folder}"]) == 0
+    assert "STAND-IN DATA" in capfd.readouterr().out
+    repeated = cli.parse("train", str(folder), [])
+    assert cli.with_data(repeated, None, False)[1] == "Digits in place of Cifar10"
+    capfd.readouterr()
+    assert cli.main([f"--experiment={folder}", f"--workdir={folder}2", "--strict_data"]) == 2
+    assert "has a stand-in" in capfd.readouterr().err
+
     # Without --steps the stand-in's own number counts.
     command = cli.parse("train", "resnet_cifar", [])
     monkeypatch.setattr(cifar.Cifar10, "prepare", missing)

@@ -66,8 +66,10 @@ def test_another_experiment_is_refused_with_what_differs(tmp_path: Path) -> None
 
 
 def test_a_directory_without_checkpoints_may_be_begun_anew(tmp_path: Path) -> None:
-    run_of(tmp_path, shorter(seed=1)).close()
-    run_of(tmp_path, shorter(seed=2)).close()
+    for seed in (1, 2):
+        run = run_of(tmp_path, shorter(seed=seed))
+        run.start(0, [])
+        run.close()
     recorded = record.read(tmp_path)
     assert recorded is not None and recorded.experiment["seed"] == 2
 

@@ -172,6 +172,8 @@ class HostReads:
         for name, method in self._old.items():
             setattr(cls, name, self._counted(method))
         self._get, self._block = jax.device_get, jax.block_until_ready
+        self._asarray, self._array = np.asarray, np.array  # They read without asking __array__.
+        np.asarray, np.array = map(self._counted_if_jax, (self._asarray, self._array))
         jax.device_get = self._counted(self._get)
         jax.block_until_ready = self._counted(self._block)
         return self
@@ -182,7 +184,14 @@ class HostReads:
             return method(*args, **kwargs)
         return call
 
+    def _counted_if_jax(self, function: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self.count += isinstance(args[0] if args else None, jax.Array)
+            return function(*args, **kwargs)
+        return call
+
     def __exit__(self, *error: object) -> None:
+        np.asarray, np.array = self._asarray, self._array
         cls = type(jnp.zeros(1))
         for name, method in self._old.items():
             setattr(cls, name, method)
@@ -190,9 +199,9 @@ class HostReads:
 
 
 @pytest.mark.parametrize("fused", [1, 20])
-@pytest.mark.parametrize("planted", [False, True])
+@pytest.mark.parametrize("planted", ["", "float", "asarray", "get"])
 def test_the_loop_does_not_read_from_the_device_at_every_step(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: bool, fused: int) -> None:
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planted: str, fused: int) -> None:
     """100 steps with log_every=50; a float(loss) planted in the loop is found."""
     reads = HostReads()
     counted: list[int] = []
@@ -204,7 +213,8 @@ def test_the_loop_does_not_read_from_the_device_at_every_step(
 
     def advance_and_read(program: train.Program, carry: Any, batches: Any) -> Any:
         carry = advance(program, carry, batches)
-        float(carry.window.means["loss"].total)
+        loss = carry.window.means["loss"].total
+        {"float": float, "asarray": np.asarray, "get": jax.device_get}[planted](loss)
         return carry
 
     if planted:
@@ -311,6 +321,63 @@ def test_a_step_that_is_not_finite_ends_the_run_and_is_never_saved(tmp_path: Pat
     assert committed(tmp_path / "checkpoints")[-1] == 40
 
 
+def test_a_signal_after_a_bad_step_is_told_as_a_bad_step(tmp_path: Path) -> None:
+    experiment = exploding(log_every=20, evals={
+        "stop": Signalled(every=16, number=int(signal.SIGTERM))})
+    with pytest.raises(RunError, match=r"step 13: loss is not finite"):
+        fit(tmp_path, dataclasses.replace(experiment, best=Best(), save_every=100))
+
+
+def test_a_signal_in_the_last_evaluation_leaves_one_line(tmp_path: Path) -> None:
+    """What is evaluated at a step that is saved already is remembered there."""
+    experiment = shorter(steps=16, best=Best())
+
+    class Interrupted(Evaluate):
+        def __call__(self, task: Any, state: Any, context: Any) -> dict[str, float]:
+            if not (tmp_path / "once").exists() and context.step == 16:
+                (tmp_path / "once").touch()
+                raise Preempted("SIGTERM")
+            return {"x": 1.0}
+
+    experiment = dataclasses.replace(experiment, evals={"test": Interrupted(every=8)})
+    run = tmp_path / "run"
+    with pytest.raises(Preempted):
+        fit(run, experiment)
+    for _ in range(3):
+        fit(run, experiment)
+    assert [x["step"] for x in metrics(run) if "test/x" in x] == [8, 16]
+
+
+def test_a_label_that_the_model_has_no_class_for_ends_the_run(tmp_path: Path) -> None:
+    experiment = config.replace(shorter(), {"task.model.classes": 9})
+    with pytest.raises(RunError, match=r"step 0: loss, grad_norm are not finite"):
+        fit(tmp_path, experiment)
+
+
+def test_a_refused_resume_changes_nothing(tmp_path: Path) -> None:
+    fit(tmp_path, shorter(steps=8))
+    before = (tmp_path / "config.json").read_bytes()
+    wider = config.replace(shorter(steps=8), {"task.model.widths": (33,)})
+    with pytest.raises(UserError, match="not a checkpoint of this experiment"):
+        fit(tmp_path, wider, accept_changes=True)
+    assert (tmp_path / "config.json").read_bytes() == before
+    assert train.evaluate(shorter(steps=8), tmp_path)[0] == 8
+
+
+def test_a_full_disk_ends_the_run_in_one_line(tmp_path: Path) -> None:
+    """The log cannot grow beyond a limit; the process must end, not wait for a writer that died."""
+    command = (f"ulimit -f 64; exec {sys.executable} launch.py --experiment={TESTS / 'tiny.py'} "
+               f"--steps=4000 --log_every=1 --save_every=100000 --workdir={tmp_path / 'run'} "
+               "--evals.test.every=100000")
+    done = subprocess.run(["bash", "-c", command], cwd=TESTS.parent, capture_output=True, text=True,
+                          timeout=120, env={**os.environ, "JAX_COMPILATION_CACHE_DIR": ""})
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == (
+        f"error: {tmp_path / 'run'}: File too large; what is committed in "
+        f"{tmp_path / 'run' / 'checkpoints'} is intact.")
+    assert "Traceback" not in done.stdout
+
+
 def test_skipping_drops_one_update(tmp_path: Path) -> None:
     fit(tmp_path, exploding(nonfinite="skip"))
     lines = metrics(tmp_path)
@@ -358,12 +425,13 @@ def test_starting_from_another_run(tmp_path: Path, capsys: pytest.CaptureFixture
     fit(tmp_path / "old", shorter(steps=10))
     old = parameters(tmp_path / "old", "last")[1]
     init = InitFrom(path=str(tmp_path / "old"), fresh=("params/head/.*",))
+    init = dataclasses.replace(init, path=os.path.relpath(tmp_path / "old"))
     frozen: Any = config.replace(shorter(steps=1, init_from=init, evals={}, best=Best()),
                                  {"task.freeze": ("dense1/.*", "norm1/.*")})
     fit(tmp_path / "new", frozen)
     out = capsys.readouterr().out
     assert [x for x in out.splitlines() if x.startswith("started from")] == [
-        f"started from step 10 of {tmp_path / 'old'}: 5 arrays taken, 2 fresh, 2 unused"]
+        f"started from step 10 of {init.path}: 5 arrays taken, 2 fresh, 2 unused"]
     new = arrays(tmp_path / "new")
     np.testing.assert_array_equal(new["state/frozen/dense1/kernel"], old["params/dense1/kernel"])
     assert not np.array_equal(new["state/params/head/kernel"], old["params/head/kernel"])

@@ -79,7 +79,7 @@ class _Cifar(Images):
             return found
         what = type(self).__name__
         if given:
-            raise DataMissing(f"{what}: directory={self.directory} holds neither {name}, nor its "
+            raise UserError(f"{what}: directory={self.directory} holds neither {name}, nor its "
                               f"folder {self.folder}, nor TFDS's folder '{self.name}' as "
                               "array_record.")
         try:

@@ -108,7 +108,7 @@ class Idx(Images):
     def prepare(self) -> None:
         folder = Path(self.directory).expanduser()
         if not folder.is_dir():
-            raise DataMissing(f"Idx: directory={self.directory}: there is no such folder.")
+            raise UserError(f"Idx: directory={self.directory}: there is no such folder.")
         for part in (self.train, self.test):
             files(folder, part)
 
@@ -170,7 +170,7 @@ class Mnist(Images):
             return found
         what = type(self).__name__
         if self.directory is not None:
-            raise DataMissing(f"{what}: directory={self.directory} holds neither the files "
+            raise UserError(f"{what}: directory={self.directory} holds neither the files "
                               f"{', '.join(self.sha256)} nor TFDS's folder '{self.name}' as "
                               "array_record.")
         try:

@@ -50,6 +50,8 @@ class Classification(LossTask):
         classes = logits.shape[-1]
         if jnp.issubdtype(labels.dtype, jnp.integer):
             target = jax.nn.one_hot(labels, classes)
+            # A class that the model does not have has no loss: NaN, which ends the run.
+            target = jnp.where((kept & (labels >= classes))[:, None], jnp.nan, target)
         else:
             target, labels = labels, labels.argmax(-1)
         if self.label_smoothing is not None and train:
