@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from jaxdl import distributed
 from jaxdl.errors import RunError, UserError, nearest
 from jaxdl.parallel import bytes_of
 from jaxdl.task import named
@@ -37,6 +38,9 @@ FORMAT = 1
 class Checkpoints:
     """The checkpoints of one run. One process at a time: the run's lock is held.
 
+    Of several processes that train together each writes its own part of the arrays; the leader
+    alone commits, sweeps and decides, and all call the same methods.
+
     Args:
       folder: the run's `checkpoints` directory.
       keep: how many of the newest stay.
@@ -48,26 +52,35 @@ class Checkpoints:
         self._orbax = orbax
         self.folder, self.keep = folder.absolute(), keep
         self.arrays = self.folder / "arrays"
+        distributed.by_leader(self._open)
+        # Named, the processes wait for each other without the devices, which are busy with steps.
+        processes = set(range(jax.process_count())) if distributed.several() else None
+        self._manager = orbax.CheckpointManager(
+            self.arrays, options=orbax.CheckpointManagerOptions(
+                max_to_keep=None, create=False,
+                multiprocessing_options=orbax.options.MultiprocessingOptions(
+                    active_processes=processes),
+                async_options=orbax.options.AsyncOptions(
+                    # A thread saves the loop 45 ms; between processes, mistakes show sooner here.
+                    create_directories_asynchronously=processes is None)))
+        self._commit: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def _open(self) -> None:
         try:
             self.arrays.mkdir(parents=True, exist_ok=True)
             self._sweep()
         except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror}).") from error
-        self._manager = orbax.CheckpointManager(
-            self.arrays, options=orbax.CheckpointManagerOptions(
-                max_to_keep=None, async_options=orbax.options.AsyncOptions(
-                    # In a thread, a failed mkdir would keep the process from exiting for minutes.
-                    create_directories_asynchronously=False)))
-        self._commit: threading.Thread | None = None
-        self._error: BaseException | None = None
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror}).") from error
 
     def steps(self) -> list[int]:
         """The committed steps, in order."""
-        return committed(self.folder)
+        return distributed.by_leader(lambda: committed(self.folder))
 
     def check_space(self, state: Any, copies: int) -> None:
         """Raises a UserError unless there is room for so many checkpoints of this state."""
-        needed, free = copies * bytes_of(state), shutil.disk_usage(self.folder).free
+        needed = copies * bytes_of(state)
+        free = distributed.by_leader(lambda: shutil.disk_usage(self.folder).free)
         if free < needed:
             raise UserError(f"{self.folder}: {copies} checkpoints need {needed:,} bytes, {free:,} "
                             "are free.")
@@ -83,49 +96,69 @@ class Checkpoints:
         """
         self.wait()
         if step in self.steps():  # The arrays are the same; what is known about them may be more.
-            manifest = read_manifest(self.folder, step)
-            if manifest["meta"] != json.loads(json.dumps(meta)):
-                self._write(step, {**manifest, "meta": dict(meta)})
+            distributed.by_leader(lambda: self._remember(step, meta))
             return
         flat = named(state)
-        needed, free = int(1.1 * bytes_of(state)) + (1 << 20), shutil.disk_usage(self.folder).free
+        needed = int(1.1 * bytes_of(state)) + (1 << 20)
+        free = distributed.by_leader(lambda: shutil.disk_usage(self.folder).free)
         if free < needed:
             raise RunError(f"{self.folder}: {needed:,} bytes are needed to save step {step}, "
                             f"{free:,} are free; the earlier steps are intact.")
         manifest = {"format": FORMAT, "step": step, "meta": dict(meta),
                     "arrays": {p: [list(x.shape), str(x.dtype)] for p, x in flat.items()}}
-        (self.folder / f"{step}.pending").touch()
+        distributed.by_leader(lambda: self._begin(step))
         self._manager.save(step, args=self._orbax.args.StandardSave(_nested(flat)))
         self._commit = threading.Thread(target=self._finish, args=(step, manifest, best),
                                         name=f"commit-{step}", daemon=True)
         self._commit.start()
 
+    def _begin(self, step: int) -> None:
+        (self.folder / f"{step}.pending").touch()
+        # Orbax's thread will make such a folder; if it could not, the process would not exit for
+        # minutes. So the error comes here.
+        trial = self.arrays / f"{step}.orbax-checkpoint-tmp-trial"
+        trial.mkdir(exist_ok=True)
+        trial.rmdir()
+
     def _finish(self, step: int, manifest: dict[str, Any], best: int | None) -> None:
         try:
             self._manager.wait_until_finished()
-            manifest["files"] = digest(self.arrays / str(step), sync=True)
-            _sync_folder(self.arrays)
-            self._write(step, manifest)
-            (self.folder / f"{step}.pending").unlink()
-            kept = self.steps()[-self.keep:]
-            # An older one may be what a kept one, if it must be fallen back to, calls the best.
-            bests = {best, *(best_step(self.folder, s) for s in kept)}
-            for old in self.steps():
-                if old not in kept and old not in bests:
-                    self._delete(old)
+            distributed.barrier("commit")
+            for old in distributed.by_leader(lambda: self._committed(step, manifest, best),
+                                             "commit"):
+                self._delete(old)
         except BaseException as error:
             self._error = error
+
+    def _committed(self, step: int, manifest: dict[str, Any], best: int | None) -> list[int]:
+        """Commits what all have written; the steps that are not needed any more."""
+        manifest["files"] = digest(self.arrays / str(step), sync=True)
+        _sync_folder(self.arrays)
+        self._write(step, manifest)
+        (self.folder / f"{step}.pending").unlink()
+        steps = committed(self.folder)
+        kept = steps[-self.keep:]
+        # An older one may be what a kept one, if it must be fallen back to, calls the best.
+        bests = {best, *(best_step(self.folder, s) for s in kept)}
+        return [old for old in steps if old not in kept and old not in bests]
+
+    def _remember(self, step: int, meta: Mapping[str, Any]) -> None:
+        manifest = read_manifest(self.folder, step)
+        if manifest["meta"] != json.loads(json.dumps(meta)):
+            self._write(step, {**manifest, "meta": dict(meta)})
 
     def _write(self, step: int, manifest: dict[str, Any]) -> None:
         manifest["sha256"] = _seal(manifest)
         write_atomically(self.folder / f"{step}.json", json.dumps(manifest))
 
     def _delete(self, step: int) -> None:
-        (self.folder / f"{step}.pending").touch()
-        (self.folder / f"{step}.json").unlink()
-        _sync_folder(self.folder)
+        if distributed.leads():
+            (self.folder / f"{step}.pending").touch()
+            (self.folder / f"{step}.json").unlink()
+            _sync_folder(self.folder)
         self._manager.delete(step)
-        (self.folder / f"{step}.pending").unlink()
+        if distributed.leads():
+            (self.folder / f"{step}.pending").unlink()
 
     def poll(self) -> None:
         """Raises what went wrong in a save that has been started."""
@@ -158,26 +191,26 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 state, meta = load(self.folder, step, target)
-            except UserError:
+            except (UserError, RunError):
                 raise
             except Exception as error:  # Orbax raises anything at all on a damaged checkpoint.
                 skipped.append(f"checkpoint of step {step} passed over: {_one_line(error)}")
                 continue
-            for newer in [s for s in self.steps() if s > step]:
-                self._quarantine(newer)
+            distributed.by_leader(lambda step=step: self._quarantine_after(step))
             self._manager.reload()
             return state, meta, skipped
         if skipped:
             raise UserError(f"{self.folder}: no checkpoint is intact. {' '.join(skipped)}")
         return None
 
-    def _quarantine(self, step: int) -> None:
-        for source in (self.folder / f"{step}.json", self.arrays / str(step)):
-            _set_aside(self.folder, source)
+    def _quarantine_after(self, step: int) -> None:
+        for newer in [s for s in committed(self.folder) if s > step]:
+            for source in (self.folder / f"{newer}.json", self.arrays / str(newer)):
+                _set_aside(self.folder, source)
 
     def _sweep(self) -> None:
         """Deletes what a killed save or deletion of ours left; sets aside what is not ours."""
-        done = set(self.steps())
+        done = set(committed(self.folder))
         ours = {int(p.stem) for p in self.folder.glob("*.pending") if p.stem.isdecimal()} - done
         for path in sorted(self.arrays.iterdir()):
             step = re.match(r"(\d+)(\.orbax-checkpoint-tmp.*)?$", path.name)
@@ -279,14 +312,21 @@ def load(folder: Path, step: int, target: Any, partial: bool = False) -> tuple[A
     """
     import orbax.checkpoint as orbax
 
-    manifest, flat = verify(folder, step), named(target)
+    manifest, flat = distributed.by_leader(lambda: verify(folder, step)), named(target)
     stored = {p: x for p, x in manifest["arrays"].items() if p in flat or not partial}
     _compare(stored, flat, folder / f"{step}.json")
     nested = _nested(flat)
-    restored = orbax.PyTreeCheckpointer().restore(
-        folder.absolute() / "arrays" / str(step) / "default", args=orbax.args.PyTreeRestore(
-            item=nested, partial_restore=True,
-            restore_args=orbax.checkpoint_utils.construct_restore_args(nested)))
+    try:
+        restored = orbax.PyTreeCheckpointer().restore(
+            folder.absolute() / "arrays" / str(step) / "default", args=orbax.args.PyTreeRestore(
+                item=nested, partial_restore=True,
+                restore_args=orbax.checkpoint_utils.construct_restore_args(nested)))
+    except Exception as error:
+        if not distributed.several():
+            raise
+        # The leader has verified the files: this process sees others, and cannot fall back alone.
+        raise RunError(f"{folder}: step {step} cannot be read on this machine: "
+                       f"{_one_line(error)}") from error
     arrays = traverse_util.flatten_dict(restored, sep="/")
     state = jax.tree.unflatten(jax.tree.structure(target), [arrays[p] for p in flat])
     return state, manifest["meta"]
@@ -320,9 +360,9 @@ def parameters(run: Path, step: str) -> tuple[int, dict[str, np.ndarray]]:
     import orbax.checkpoint as orbax
 
     folder = (run / "checkpoints").absolute()
-    number = select(run, step)
+    number = distributed.by_leader(lambda: select(run, step))
     try:
-        manifest = verify(folder, number)
+        manifest = distributed.by_leader(lambda: verify(folder, number))
     except ValueError as error:
         raise UserError(str(error)) from error
     wanted = {p: np.empty(shape, dtype) for p, (shape, dtype) in manifest["arrays"].items()
@@ -384,7 +424,7 @@ def overlay(state: Any, init: "InitFrom") -> tuple[Any, str]:
         if x.shape != old.shape:
             raise UserError(f"init_from: {path} is {list(x.shape)} in {run}, and "
                             f"{list(old.shape)} here; init_from.fresh can leave it new.")
-        taken[place] = jax.device_put(x.astype(old.dtype), old.sharding)
+        taken[place] = distributed.put(x.astype(old.dtype), old.sharding)
         average = "ema/" + place.removeprefix("params/")
         if average in target:
             taken[average] = jax.numpy.copy(taken[place])

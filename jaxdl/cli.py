@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from jaxdl import config
+from jaxdl import allocator, config
 from jaxdl.errors import RunError, UserError, nearest
 from jaxdl.process import PREEMPTED, Preempted
 
@@ -45,6 +45,8 @@ class TrainOptions:
       strict_data: refuses the stand-in where the declared data is missing.
       accept_changes: continues a run directory although the experiment, or its data, differ.
       sinks: further loggers: wandb, mlflow.
+      profile: START:STOP traces the steps of the run from START until STOP, counted from 0, into
+        its folder, and prints the costliest operations.
     """
 
     workdir: str | None = None
@@ -52,6 +54,7 @@ class TrainOptions:
     strict_data: bool = False
     accept_changes: bool = False
     sinks: tuple[str, ...] = ()
+    profile: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,25 +104,34 @@ class Command:
 
 def train(command: Command) -> int:
     """Trains an experiment, or continues a run."""
-    from jaxdl import parallel, record, sinks
+    from jaxdl import __version__, distributed, parallel, record, sinks
     from jaxdl.train import fit, splits, validate
 
     options: TrainOptions = command.options
     if options.resume and options.workdir:
         raise UserError("--resume and --workdir exclude each other.")
     sinks.check_names(options.sinks)
-    folder = (record.newest(command.name) if options.resume else Path(options.workdir).expanduser()
-              if options.workdir else record.new_folder(command.name))
+    folder = Path(distributed.by_leader(lambda: str(
+        record.newest(command.name) if options.resume else Path(options.workdir).expanduser()
+        if options.workdir else record.new_folder(command.name))))
     old = record.read(folder)
-    experiment, stand_in = with_data(command, old, options.strict_data)
+    experiment, stand_in = distributed.leader_first(
+        lambda: with_data(command, old, options.strict_data))
     validate(experiment, parallel.arrange(experiment.mesh, experiment.rules))
     splits(experiment)
+    steps = None
+    if options.profile is not None:
+        from jaxdl import profile
+        steps = profile.parse(options.profile, experiment.steps)
+    recorded = record.Recorded(command.name, config.to_json(experiment), stand_in,
+                               experiment.data.fingerprint(), command.expected)
+    distributed.same({"the version of jaxdl": __version__, "the stand-in": stand_in,
+                      "the experiment": recorded.experiment, "the data": recorded.fingerprint})
     run = record.Run(
-        folder, record.Recorded(command.name, config.to_json(experiment), stand_in,
-                                experiment.data.fingerprint(), command.expected),
-        overrides=command.typed, accept_changes=options.accept_changes, modules=command.modules)
+        folder, recorded, overrides=command.typed, accept_changes=options.accept_changes,
+        modules=command.modules)
     record.console.print(f"{command.name} in {folder}", markup=False)
-    fit(experiment, run, sinks=options.sinks)
+    fit(experiment, run, sinks=options.sinks, profile=steps)
     return 0
 
 
@@ -162,7 +174,7 @@ def with_data(command: Command, old: "Recorded | None",
 
 def evaluate(command: Command) -> int:
     """Evaluates a checkpoint of a run, and prints the table that training printed."""
-    from jaxdl import record
+    from jaxdl import distributed, record
     from jaxdl.train import evaluate as evaluate_run
 
     options: EvaluateOptions = command.options
@@ -170,15 +182,16 @@ def evaluate(command: Command) -> int:
     if folder is not None and options.workdir is not None:
         raise UserError("--workdir goes with the name or file of an experiment, not with a run.")
     if folder is None:
-        folder = (Path(options.workdir).expanduser() if options.workdir
-                  else record.newest(command.name))
+        folder = Path(distributed.by_leader(lambda: str(
+            Path(options.workdir).expanduser() if options.workdir
+            else record.newest(command.name))))
     old = record.read(folder)
     if old is None:
         raise UserError(f"--workdir={folder}: not a run directory.")
     experiment = config.replace(rebuilt(old, folder, command.modules), command.typed)
     if old.stand_in:
         record.announce(old.stand_in, "The run was trained on it.")
-    experiment.data.prepare()
+    distributed.leader_first(experiment.data.prepare)
     if old.fingerprint not in (None, found := experiment.data.fingerprint()):
         record.console.print(f"warning: the data has changed since ({old.fingerprint} then, {found}"
                              " now)", markup=False)
@@ -234,6 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     0 done, 1 the run failed, 2 a mistake in the command, 75 saved because the process was asked to
     leave.
     """
+    allocator.keep_memory()  # before jax is imported
     try:
         return _main(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
@@ -254,15 +268,18 @@ def _fail(error: BaseException, status: int) -> int:
 
 def _main(args: list[str]) -> int:
     mode = args.pop(0) if args and not args[0].startswith("-") else "train"
-    known = [*MODES, "list"]
+    known = [*MODES, "list", "launch"]
     if mode not in known:
         raise UserError(f"unknown mode '{mode}'.{nearest(mode, known)} The modes are "
                         f"{', '.join(known)}.")
+    if mode == "launch":
+        return launch(args)
     wants_help = any(a in ("--help", "-h") for a in args)
     target, args = _take(args, "experiment")
     if target is None and wants_help:
         modes = [f"  {name:10} {m.help}" for name, m in MODES.items()]
         modes.append(f"  {'list':10} list the experiments")
+        modes.append(f"  {'launch':10} run a mode in --processes=N processes of this machine")
         print(USAGE.format(modes="\n".join(modes)))
         return 0
     if mode == "list":
@@ -271,7 +288,30 @@ def _main(args: list[str]) -> int:
         return list_experiments()
     if target is None:
         raise UserError("--experiment=NAME|FILE|RUN_DIR is missing; 'list' shows the names.")
-    return MODES[mode].run(parse(mode, target, args))
+    if mode == "show":
+        return show(parse(mode, target, args))
+    from jaxdl import distributed
+
+    with distributed.joined():
+        return MODES[mode].run(parse(mode, target, args))
+
+
+def launch(args: list[str]) -> int:
+    """Trains or evaluates in several processes of this machine."""
+    from jaxdl import distributed
+
+    text, args = _take([a for a in args if a != "--"], "processes")
+    if text is None or not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise UserError(f"--processes={text}: expected a number from 1 to 1,024." if text else
+                        "--processes=N is missing: how many processes to start.")
+    mode, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("train", args)
+    if mode not in ("train", "evaluate"):
+        raise UserError(f"launch {mode}: launch takes train or evaluate.")
+    target, rest = _take(rest, "experiment")
+    if target is None:
+        raise UserError("--experiment=NAME|FILE|RUN_DIR is missing; 'list' shows the names.")
+    parse(mode, target, rest)  # A mistake is told once, here.
+    return distributed.launch(int(text), args)
 
 
 def _take(args: list[str], name: str) -> tuple[str | None, list[str]]:

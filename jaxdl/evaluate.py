@@ -97,9 +97,9 @@ def total(measure: Callable[[Task, Any, Any], Any], task: Task, state: Any, cont
             devices.replicate(source.arrays))
     run, arrays = context.compiled[key]
     results = []
-    for inputs in ahead(source, ordered(source.size, batch_size)):
+    for inputs in ahead(source, ordered(source.size, batch_size), devices.rows(batch_size)):
         context.poll()
-        results.append(run(state, arrays, inputs))
+        results.append(run(state, arrays, devices.place(inputs, batch_size)))
     sums: Any = None
     for result in jax.device_get(results):
         result = jax.tree.map(lambda x: np.asarray(x, np.float64), result)

@@ -96,6 +96,9 @@ class Experiment:
       mesh: the arrangement of the devices.
       rules: which parameters are split over the mesh; the first that matches an array and has as
         many axes counts.
+      parallel: "jit" compiles one program for the whole mesh, which computes what one device would;
+        "pmap" gives each device a program of its own on its part of the batch: batch norm
+        normalises by that part, gradients and statistics are averaged over the devices.
     """
 
     task: Task
@@ -113,6 +116,7 @@ class Experiment:
     nonfinite: Literal["stop", "skip"] = "stop"
     mesh: Mesh = Mesh()
     rules: tuple[Rule, ...] = ()
+    parallel: Literal["jit", "pmap"] = "jit"
 
     def transformations(self) -> Any:
         """The optimizer(s) as Optax transformations: the `tx` of `Task.init` and `Task.step`."""

@@ -1,14 +1,16 @@
 """Layers, activations and initialisers that the models share."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdl import conv
 from jaxdl.config import Fraction
 from jaxdl.errors import UserError, nearest
+from jaxdl.tracing import current
 
 Array = jax.Array
 
@@ -46,9 +48,33 @@ class Dropout(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         if self.rate is None or not train:
             return x
-        kept = jax.random.uniform(self.make_rng("dropout"), x.shape) >= self.rate
+        kept = uniform(self.make_rng("dropout"), x.shape) >= self.rate
         factor = jnp.asarray(1 / (1 - self.rate), x.dtype)
         return jnp.where(kept, x * factor, jnp.zeros((), x.dtype))
+
+
+def uniform(key: Array, shape: tuple[int, ...]) -> Array:
+    """Uniform numbers in [0, 1) for a batch [B, ...].
+
+    Where each device runs a program of its own on its part of the batch, it gets the rows that it
+    would have where one program runs on all.
+    """
+    axis = current().device_axis
+    if axis is None:
+        return jax.random.uniform(key, shape)
+    rows = shape[0]
+    whole = jax.random.uniform(key, (rows * jax.lax.axis_size(axis), *shape[1:]))
+    return jax.lax.dynamic_slice_in_dim(whole, jax.lax.axis_index(axis) * rows, rows)
+
+
+class Conv(nn.Conv):
+    """Convolution x * w + b: `nn.Conv` with its arguments, parameters and initial values.
+
+    On CPU it is computed in the form that `jaxdl.conv` finds the fastest, equal to the plain one
+    within 1e-5 of the largest value. x: [B, H, W, C]; kernel: [kh, kw, C, features].
+    """
+
+    conv_general_dilated: Any = conv.convolve
 
 
 def batch_norm(train: bool, *, zero_scale: bool = False, name: str | None = None) -> nn.BatchNorm:

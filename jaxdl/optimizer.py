@@ -7,7 +7,7 @@ direction, add weight_decay * parameter, and step by -learning_rate(step). Stati
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from jaxdl.config import Fraction, NonNegative, Regex
 from jaxdl.errors import UserError, nearest
 
 Array = jax.Array
+# In which a momentum is stored, None for the type of its parameter; it is computed in float32.
+# Only a momentum: the small steps of a mean of squares would be lost in bfloat16's 8 bits.
+Stored = Literal["float32", "bfloat16"] | None
 
 
 class Schedule(Protocol):
@@ -229,15 +232,17 @@ class SGD(Optimizer):
     Attributes:
       momentum: None for none.
       nesterov: step along g + momentum * v instead.
+      momentum_dtype: type in which the momentum is stored; bfloat16 halves its memory.
     """
 
     momentum: Fraction | None = None
     nesterov: bool = False
+    momentum_dtype: Stored = None
 
     def direction(self) -> optax.GradientTransformation:
         if self.momentum is None:
             return optax.identity()
-        return optax.trace(self.momentum, self.nesterov)
+        return optax.trace(self.momentum, self.nesterov, self.momentum_dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,15 +289,18 @@ class Adam(Optimizer):
       b2: decay of the mean of squared gradients.
       eps: added to the root of the latter.
       nesterov: Nesterov momentum (NAdam, Dozat 2016).
+      momentum_dtype: type in which the mean of gradients is stored; bfloat16 halves its memory.
     """
 
     b1: Fraction = 0.9
     b2: Fraction = 0.999
     eps: NonNegative = 1e-8
     nesterov: bool = False
+    momentum_dtype: Stored = None
 
     def direction(self) -> optax.GradientTransformation:
-        return optax.scale_by_adam(self.b1, self.b2, self.eps, nesterov=self.nesterov)
+        return optax.scale_by_adam(self.b1, self.b2, self.eps, nesterov=self.nesterov,
+                                   mu_dtype=self.momentum_dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,13 +345,15 @@ class Lion(Optimizer):
     Attributes:
       b1: weight of the momentum in the step.
       b2: decay of the momentum.
+      momentum_dtype: type in which the momentum is stored; bfloat16 halves its memory.
     """
 
     b1: Fraction = 0.9
     b2: Fraction = 0.99
+    momentum_dtype: Stored = None
 
     def direction(self) -> optax.GradientTransformation:
-        return optax.scale_by_lion(self.b1, self.b2)
+        return optax.scale_by_lion(self.b1, self.b2, self.momentum_dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -357,6 +367,7 @@ class Muon(Optimizer):
       b1: of Adam.
       b2: of Adam.
       adam: regexes of parameters of two and more dimensions that Adam takes all the same.
+      momentum_dtype: type in which the momentum is stored; bfloat16 halves its memory.
     """
 
     beta: Fraction = 0.95
@@ -364,6 +375,7 @@ class Muon(Optimizer):
     b1: Fraction = 0.9
     b2: Fraction = 0.95
     adam: tuple[Regex, ...] = (".*[Ee]mbed.*",)
+    momentum_dtype: Stored = None
 
     def direction(self) -> optax.GradientTransformation:
         from optax.contrib import MuonDimensionNumbers, muon
@@ -376,7 +388,8 @@ class Muon(Optimizer):
 
         return optax.chain(
             muon(1.0, ns_steps=self.iterations, beta=self.beta, adam_b1=self.b1, adam_b2=self.b2,
-                 consistent_rms=0.2, muon_weight_dimension_numbers=lambda params:
+                 consistent_rms=0.2, mu_dtype=self.momentum_dtype,
+                 muon_weight_dimension_numbers=lambda params:
                  jax.tree_util.tree_map_with_path(dimensions, params)),
             optax.scale(-1.0))  # muon() descends; a direction is stepped against.
 

@@ -5,17 +5,23 @@ rule says; any other large one is split over "fsdp" along its largest dimension 
 rest is copied. One program, compiled by `jax.jit` with these shardings, runs on all devices.
 """
 
+import dataclasses
 import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from jaxdl import distributed
 from jaxdl.errors import UserError, nearest
-from jaxdl.task import named
+from jaxdl.task import Mean, named
+from jaxdl.tracing import tracing
 
 if TYPE_CHECKING:
     from jaxdl.experiment import Mesh, Rule
@@ -56,7 +62,17 @@ class Devices:
 
     def replicate(self, tree: Any) -> Any:
         """The arrays, copied to every device."""
-        return jax.device_put(tree, self.replicated)
+        return jax.tree.map(lambda x: distributed.put(x, self.replicated), tree)
+
+    def rows(self, batch_size: int) -> np.ndarray | None:
+        """The rows of a batch that this process reads, in order: those that its devices hold. None
+        for all, where there is one process."""
+        return distributed.rows(self.batch, batch_size)
+
+    def place(self, inputs: Any, batch_size: int, axis: int = 0) -> Any:
+        """A batch (with axis=1, a stack of them) of which this process has read its rows."""
+        return distributed.assembled(inputs, self.batches if axis else self.batch,
+                                     self.rows(batch_size), batch_size, axis)
 
     def shardings(self, state: Any) -> Any:
         """The sharding of every array of a state (arrays or their shapes).
@@ -113,9 +129,62 @@ def arrange(mesh: "Mesh", rules: "tuple[Rule, ...]" = (), devices: Any = None) -
         raise UserError(f"{wanted} do not fit the {len(devices)} {devices[0].platform} device(s) "
                         f"here; mesh.fsdp times mesh.tensor may be "
                         f"{nearest_divisors(len(devices), other) or len(devices)}.")
+    if distributed.several() and data * other != len(devices):
+        raise UserError(f"mesh.data={mesh.data}, mesh.fsdp={mesh.fsdp}, mesh.tensor={mesh.tensor}: "
+                        f"uses {data * other} of the {len(devices)} devices of all processes; "
+                        "several processes use all, as with mesh.data=-1.")
     shape = (data, mesh.fsdp, mesh.tensor)
     grid = np.asarray(devices[:math.prod(shape)]).reshape(shape)
     return Devices(jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES)), rules)
+
+
+# The per-device mode. `jax.pmap` is `jit` of `shard_map` itself; written so, the state keeps its
+# form, and a checkpoint of one mode continues in the other.
+
+
+def check_mode(mode: str, devices: Devices) -> None:
+    """Raises a UserError for a mesh or rules that a mode cannot serve."""
+    split = [f"mesh.{a}={devices.mesh.shape[a]}" for a in AXES[1:] if devices.mesh.shape[a] > 1]
+    split += [f"rules.{i}" for i, _ in enumerate(devices.rules)]
+    if mode == "pmap" and split:
+        raise UserError(f"parallel=pmap copies the parameters to every device, so {split[0]} needs "
+                        "parallel=jit.")
+
+
+def averaging(tx: Any) -> Any:
+    """The transformation(s) of the gradient's mean over the devices, with the same state."""
+    if isinstance(tx, Mapping):
+        return {name: averaging(t) for name, t in tx.items()}
+    tx = optax.with_extra_args_support(tx)
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        return tx.update(jax.lax.pmean(updates, "data"), state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def per_device(update: Callable[..., Any], devices: Devices) -> Callable[..., Any]:
+    """`update(state, knobs, arrays, inputs) -> (state, metrics)`, on each device for its inputs.
+
+    Metrics that are means are summed over the devices before their one division, other metrics and
+    the state's `mutable` are averaged, examples are counted together. Whatever else is in the state
+    must depend on the batch through `tx` alone.
+    """
+    def local(state: Any, knobs: Any, arrays: Any, inputs: Any) -> tuple[Any, Any]:
+        with tracing(device_axis="data"):
+            new, metrics = update(state, knobs, arrays, inputs)
+        metrics = {k: (jax.lax.psum if isinstance(m, Mean) else jax.lax.pmean)(m, "data")
+                   for k, m in metrics.items()}
+        changes = {"seen": state.seen + jax.lax.psum(new.seen - state.seen, "data")}
+        if hasattr(new, "mutable"):
+            changes["mutable"] = jax.tree.map(
+                lambda x: jax.lax.pmean(x, "data") if jnp.issubdtype(x.dtype, jnp.floating) else x,
+                new.mutable)
+        return dataclasses.replace(new, **changes), metrics
+
+    same, split = PartitionSpec(), devices.batch.spec
+    return jax.shard_map(local, mesh=devices.mesh, in_specs=(same, same, same, split),
+                         out_specs=same, check_vma=False)
 
 
 def check_batch(batch_size: int, devices: Devices, accumulate: int = 1) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,15 @@ class Signals:
     """Inside `with`, SIGTERM and SIGINT set a flag to be polled; a second one leaves at once.
 
     Python delivers signals to the main thread; in another one nothing is changed.
+
+    Args:
+      agree: the name of the signal to leave on now, from that of one that has come ("" for none);
+        where several processes leave together, it waits until that is agreed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, agree: Callable[[str], str] = str) -> None:
         self.name = ""
+        self._agree = agree
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -66,5 +72,5 @@ class Signals:
 
     def poll(self) -> None:
         """Raises Preempted once a signal has come."""
-        if self.name:
-            raise Preempted(self.name)
+        if name := self._agree(self.name):
+            raise Preempted(name)

@@ -27,7 +27,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jaxdl import __version__, config
+from jaxdl import __version__, config, distributed
 from jaxdl.checkpoint import committed, write_atomically
 from jaxdl.errors import UserError
 from jaxdl.process import Lock
@@ -92,7 +92,7 @@ def newest(name: str) -> Path:
 
 
 class Run:
-    """An open run directory: this process alone writes into it.
+    """An open run directory: this process alone writes into it (of several, the leader).
 
     Args:
       folder: made if it does not exist.
@@ -104,13 +104,21 @@ class Run:
 
     def __init__(self, folder: Path, record: Recorded, *, overrides: Mapping[str, Any],
                  accept_changes: bool = False, modules: Iterable[str] = ()) -> None:
+        self.folder, self.record = folder, record
+        self._overrides = overrides
+        self._metrics: Any = None
+        self._sinks: list[Sink] = []
+        self._new = distributed.by_leader(lambda: self._claim(accept_changes, modules))
+
+    def _claim(self, accept_changes: bool, modules: Iterable[str]) -> bool:
+        """Locks the directory; whether it will hold another experiment than it did."""
+        folder, record = self.folder, self.record
         try:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / ".probe").touch()
             (folder / ".probe").unlink()
         except OSError as error:
             raise UserError(f"--workdir={folder}: cannot be written ({error.strerror}).") from error
-        self.folder, self.record = folder, record
         self._lock = Lock(folder)
         try:
             old = read(folder)
@@ -125,11 +133,9 @@ class Run:
         except UserError:
             self._lock.release()
             raise
-        self._new = not kept or old is None or old.experiment != record.experiment
-        self._overrides = overrides
-        self._metrics: Any = None
-        self._sinks: list[Sink] = []
+        return not kept or old is None or old.experiment != record.experiment
 
+    @distributed.only_leader
     def start(self, step: int, devices: Iterable[Any], sinks: tuple[str, ...] = (),
               repeated: Iterable[str] = ()) -> None:
         """Records the experiment and this launch, drops what was logged after `step`, and opens the
@@ -162,6 +168,7 @@ class Run:
         self._metrics = metrics.open("a")
         self._sinks = open_sinks(("tensorboard", *sinks), self.folder, step)
 
+    @distributed.only_leader
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One line of metrics.jsonl, and the same to every sink. NaN and infinities become null."""
         line: dict[str, Any] = {"step": step}
@@ -173,11 +180,13 @@ class Run:
         for sink in self._sinks:
             sink.write(step, values)
 
+    @distributed.only_leader
     def sync(self) -> None:
         """Until the log is on disk."""
         self._metrics.flush()
         os.fsync(self._metrics.fileno())
 
+    @distributed.only_leader
     def close(self) -> None:
         with contextlib.suppress(OSError):  # A full disk has been told of already.
             for sink in self._sinks:
@@ -300,6 +309,9 @@ class Bar:
         values = {name.removeprefix("train/"): value for name, value in values.items()}
         rate = f"{values.pop('examples_per_second'):,.0f} examples/s"
         waited = f"{values.pop('data_wait'):.0%} waiting for data"
+        values = {k: v for k, v in values.items() if k not in ("flops_per_second", "memory_peak")}
+        if "mfu" in values:
+            rate += f", {values.pop('mfu'):.1%} of the peak"
         if console.is_terminal:
             values = {k: v for k, v in values.items() if k not in ("grad_norm", "learning_rate")}
             self._progress.update(self._task, completed=step, text=f"{_numbers(values)}  {rate}")

@@ -4,7 +4,7 @@
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -16,10 +16,23 @@ from flax import traverse_util
 
 from jaxdl.config import Fraction, Regex, Size
 from jaxdl.errors import UserError, nearest
+from jaxdl.matmul import fast_dtype
 
 Array = jax.Array
 Batch = Mapping[str, Array]
 S = TypeVar("S")
+
+# What the backward pass recomputes. "full": everything, from the inputs. "dots": all but matrix
+# products. "dots_no_batch": also those of two activations, such as attention scores, which grow
+# with the square of the length. (On CPU attention is recomputed under each.)
+Remat = Literal["full", "dots", "dots_no_batch"]
+_policies = jax.checkpoint_policies
+_product = _policies.save_only_these_names("product")  # of `jaxdl.matmul`
+REMAT: dict[str, Callable[..., bool]] = {
+    "full": _policies.nothing_saveable,
+    "dots": _policies.save_from_both_policies(_policies.dots_saveable, _product),
+    "dots_no_batch": _policies.save_from_both_policies(
+        _policies.dots_with_no_batch_dims_saveable, _product)}
 
 
 @jax.tree_util.register_dataclass
@@ -36,8 +49,9 @@ class Mean:
     @classmethod
     def of(cls, values: Array, mask: Array) -> "Mean":
         """The mean of values [B, ...] where mask [B, ...] is set; masked values may be NaN."""
-        weights = mask.astype(jnp.float32)
-        values = jnp.where(weights > 0, values.astype(jnp.float32), 0)
+        kind = jnp.promote_types(values.dtype, jnp.float32)
+        weights = mask.astype(kind)
+        values = jnp.where(weights > 0, values.astype(kind), 0)
         return cls(jnp.sum(values * weights), jnp.sum(weights))
 
     def __add__(self, other: "Mean") -> "Mean":
@@ -124,17 +138,20 @@ class LossTask:
       ema: decay of an exponential moving average of the parameters, which evaluation then uses;
         None keeps none. Early on the decay is (1 + step) / (10 + step) if that is less.
       accumulate: micro-batches that a batch is split into, to save memory.
-      compute_dtype: type of activations and of the parameters they meet; parameters, statistics,
-        losses and gradients stay float32.
-      remat: what the backward pass recomputes to save memory: None nothing, "full" all but the
-        inputs, "dots" all but matrix products.
+      compute_dtype: type of activations and of the parameters they meet; the parameters that are
+        kept, statistics, losses and sums of gradients stay float32. "auto" is bfloat16 where the
+        hardware multiplies it faster, else float32 (`matmul.fast_dtype`). "float64" makes all of
+        them float64, to tell rounding from a mistake; it needs JAX_ENABLE_X64=1.
+      remat: what the backward pass recomputes to save memory: None nothing, else see `REMAT`. It
+        is applied to the loss as a whole, for which "full" saves little, since all of it is
+        recomputed at once; deep models have the same option for each block.
     """
 
     freeze: tuple[Regex, ...] = ()
     ema: Fraction | None = None
     accumulate: Size = 1
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: Literal["full", "dots"] | None = None
+    compute_dtype: Literal["float32", "bfloat16", "float64", "auto"] = "float32"
+    remat: Remat | None = None
 
     rngs: ClassVar[tuple[str, ...]] = ("dropout",)
 
@@ -145,22 +162,29 @@ class LossTask:
 
     def apply(self, model: nn.Module, variables: dict[str, Any], *inputs: Any, key: Array,
               train: bool) -> tuple[Any, dict[str, Any]]:
-        """(output, mutable) of a Linen model, in the compute dtype; a float output is float32.
+        """(output, mutable) of a Linen model, in the compute dtype; a float output is float32 (or
+        float64).
 
         When `variables` is empty, as in `init`, it is filled with the model's initial variables:
         so the one method `loss` also says how a model is initialised.
         """
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("params", *self.rngs))}
+        auto = self.compute_dtype == "auto"
+        dtype = jnp.dtype(fast_dtype(model) if auto else self.compute_dtype)
+        exact = jnp.promote_types(dtype, jnp.float32)
+        if exact == jnp.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+            raise UserError("task.compute_dtype=float64 needs JAX_ENABLE_X64=1 in the environment.")
         if not variables:
-            variables.update(model.init(keys, *inputs, train=False))
-        dtype = jnp.dtype(self.compute_dtype)
+            output, initial = model.init_with_output(keys, *inputs, train=False)
+            variables.update(_cast(initial, exact))
+            return _cast(output, exact), {}
         cast = {**variables, "params": _cast(variables.get("params", {}), dtype)}
         if train:
             output, mutable = model.apply(cast, *_cast(inputs, dtype), train=True, rngs=keys,
                                           mutable=[c for c in variables if c != "params"])
         else:
             output, mutable = model.apply(cast, *_cast(inputs, dtype), train=False), {}
-        return _cast(output, jnp.float32), dict(mutable)
+        return _cast(output, exact), dict(mutable)
 
     def init(self, key: Array, batch: Batch, tx: optax.GradientTransformation) -> TrainState:
         variables: dict[str, Any] = {}
@@ -182,8 +206,7 @@ class LossTask:
                              train=True)
 
         if self.remat is not None:
-            policy = jax.checkpoint_policies.checkpoint_dots if self.remat == "dots" else None
-            forward = jax.checkpoint(forward, policy=policy)
+            forward = jax.checkpoint(forward, policy=REMAT[self.remat])
 
         def objective(params: Any, mutable: Any, batch: Batch, key: Array,
                       count: Array | None = None) -> tuple[Array, tuple[Mean, Aux]]:
@@ -226,7 +249,8 @@ class LossTask:
         ema = state.ema
         if self.ema is not None:
             decay = jnp.minimum(self.ema, (1. + state.step) / (10. + state.step))
-            ema = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, state.ema, params)
+            ema = jax.tree.map(lambda a, p: (decay * a + (1 - decay) * p).astype(a.dtype),
+                               state.ema, params)
         metrics: dict[str, Mean | Array] = {"loss": mean, **aux.metrics, "grad_norm": norm(grads)}
         if aux.penalty is not None:
             metrics["penalty"] = aux.penalty
@@ -244,9 +268,10 @@ class LossTask:
 
 
 def norm(tree: Any) -> Array:
-    """The Euclidean norm of all leaves together, in float32."""
+    """The Euclidean norm of all leaves together, at least in float32."""
     def squares(x: Array) -> Array:
-        rows = jnp.square(jnp.abs(x).astype(jnp.float32))
+        rows = jnp.abs(x)
+        rows = jnp.square(rows.astype(jnp.promote_types(rows.dtype, jnp.float32)))
         # On CPU the first axis by itself becomes vector additions, a sum to a scalar does not.
         return jnp.sum(jnp.sum(rows, 0)) if rows.ndim > 1 else jnp.sum(rows)
 

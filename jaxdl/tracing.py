@@ -27,7 +27,8 @@ class Tracing:
     device_axis: str | None = None
 
 
-_current: ContextVar[Tracing] = ContextVar("tracing", default=Tracing())
+UNKNOWN = Tracing()
+_current: ContextVar[Tracing] = ContextVar("tracing", default=UNKNOWN)
 
 
 def current() -> Tracing:

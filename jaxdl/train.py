@@ -11,6 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl import config, parallel, record
-from jaxdl.checkpoint import Checkpoints, load, overlay, select
+from jaxdl import allocator, compilation, config, cost, distributed, parallel, record
+from jaxdl.checkpoint import Checkpoints, committed, load, overlay, select
 from jaxdl.data.loader import Inputs, ahead, shuffled
 from jaxdl.data.source import Source
 from jaxdl.errors import RunError, UserError, nearest
@@ -28,6 +29,7 @@ from jaxdl.evaluate import Context, assemble
 from jaxdl.experiment import Experiment
 from jaxdl.process import Preempted, Signals
 from jaxdl.task import Mean, named
+from jaxdl.tracing import tracing
 
 console = record.console
 
@@ -72,10 +74,19 @@ class Program:
       experiment: what to compile.
       source: its training data.
       devices: where.
+      fresh: whether a fresh state will be asked for; it is then drawn while the step is traced and
+        compiled.
+
+    Attributes:
+      traced: one step, as JAX traced it.
+      fused: how many steps a dispatch holds at most.
+      target: shapes and shardings of the carry.
     """
 
-    def __init__(self, experiment: Experiment, source: Source, devices: parallel.Devices) -> None:
+    def __init__(self, experiment: Experiment, source: Source, devices: parallel.Devices, *,
+                 fresh: bool = False) -> None:
         self.experiment, self.source, self.devices = experiment, source, devices
+        self._thread = ThreadPoolExecutor(1, "compile")
         self._tree = {"task": experiment.task, "optimizer": experiment.optimizer,
                       "transforms": getattr(source, "transforms", ())}
         floats = {p: leaf.value for p, leaf in config.leaves(self._tree)
@@ -84,27 +95,21 @@ class Program:
         seed = np.uint32(experiment.seed)
         self.knobs = devices.replicate((np.array(list(floats.values()), np.float32), seed))
         self.arrays = devices.replicate(source.arrays)
-        inputs = next(iter(ahead(source, self.plan(0, 1))))
-        self._inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), inputs)
-        self._traced = jax.jit(self._update)  # traced here, for its shapes; `_step` calls it
+        inputs = next(iter(ahead(source, self.plan(0, 1), devices.rows(experiment.batch_size))))
+        self._inputs = structs(devices.place(inputs, experiment.batch_size), devices.batch)
         try:
-            state, metrics = self._shapes()
+            state, metrics = self._trace(fresh)
         except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
             self._paths = ()  # A float is used as structure: compile for its value.
-            self._traced = jax.jit(self._update)
-            state, metrics = self._shapes()
+            state, metrics = self._trace(fresh)
             console.print("note: a model asks a float a question, so that every value of it is "
                           f"compiled anew: {str(error).splitlines()[0]}", markup=False)
         window = Window({k: m for k, m in metrics.items() if isinstance(m, Mean)},
                         {k: m for k, m in metrics.items() if not isinstance(m, Mean)},
                         jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.int32))
-        shapes = Carry(state, window)
-        shardings = Carry(devices.shardings(state),
-                          jax.tree.map(lambda _: devices.replicated, window))
-        self.target = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-                                   shapes, shardings)
-        self.init = jax.jit(self._start, out_shardings=shardings)
-        self.fused = self._fused(state)
+        self.target = Carry(state, structs(window, devices.replicated))
+        shardings = jax.tree.map(lambda x: x.sharding, self.target)
+        self.fused = self._fused()
         self.step = jax.jit(
             self._step if self.fused == 1 else self._steps, donate_argnums=0,
             out_shardings=shardings, in_shardings=(
@@ -113,43 +118,68 @@ class Program:
         self.reset = jax.jit(self._reset, out_shardings=shardings.window)
         self.empty = jax.jit(self._empty, out_shardings=shardings.window)
 
+    def init(self, knobs: Any) -> Carry:
+        """The state before the first step."""
+        return Carry(self._drawn.result() if self._drawn else self._draw(knobs), self.empty())
+
+    def compile(self) -> "Future[jax.stages.Compiled]":
+        """Compiles the step in a thread; later calls of it use the result."""
+        lowered = self.lowered()  # here: tracing holds Python's lock anyway
+        return self._thread.submit(lowered.compile)
+
     def plan(self, start: int, steps: int) -> Any:
         """The batches of `steps` steps from example number `start` on."""
         return shuffled(self.source, self.experiment.seed, start, self.experiment.batch_size, steps)
 
     def lowered(self) -> jax.stages.Lowered:
-        """The step as a program for XLA; what `compile()` of it makes, later calls use."""
+        """The step as a program for XLA."""
         inputs: tuple[Any, ...] = (self._inputs,)
         if self.fused > 1:
-            inputs = (jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.fused, *x.shape), x.dtype),
-                                   self._inputs), np.int32(0))
+            stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+                (self.fused, *x.shape), x.dtype, sharding=self.devices.batches), self._inputs)
+            inputs = stacked, np.int32(0)
         return self.step.lower(self.target, self.knobs, self.arrays, *inputs)
 
     def advance(self, carry: Carry, batches: list[Inputs]) -> Carry:
         """One dispatch: a step on each of the batches, at most `fused` of them."""
         if self.fused == 1:
-            return self.step(carry, self.knobs, self.arrays, batches[0])
+            placed = self.devices.place(batches[0], self.experiment.batch_size)
+            return self.step(carry, self.knobs, self.arrays, placed)
         padded = batches + batches[-1:] * (self.fused - len(batches))
         stacked = {name: np.stack([b[name] for b in padded]) for name in padded[0]}
+        stacked = self.devices.place(stacked, self.experiment.batch_size, axis=1)
         return self.step(carry, self.knobs, self.arrays, stacked, np.int32(len(batches)))
 
-    def _fused(self, state: Any) -> int:
+    def _fused(self) -> int:
         """How many steps to run in one dispatch.
 
         Several where a step is so short that its dispatch counts, and its data is on the device.
         Never around convolutions on CPU, whose gradients are many times slower inside a loop.
         """
-        traced = self._traced.trace(state, self.knobs, self.arrays, self._inputs)
-        convolves = "conv_general_dilated" in str(traced.jaxpr)
-        if self.arrays is None or (convolves and jax.default_backend() == "cpu"):
+        if self.arrays is None:
             return 1
-        cost: Any = traced.lower().cost_analysis() or {}
-        return FUSED if cost.get("flops", SHORT) < SHORT else 1
+        if jax.default_backend() == "cpu" and "conv_general_dilated" in str(self.traced.jaxpr):
+            return 1
+        return FUSED if cost.flops(self.traced.jaxpr) < SHORT else 1
 
-    def _shapes(self) -> tuple[Any, Any]:
-        """Of the state and of a step's metrics."""
-        state = jax.eval_shape(self._init, self.knobs)
-        return state, jax.eval_shape(self._traced, state, self.knobs, self.arrays, self._inputs)[1]
+    def _trace(self, fresh: bool) -> tuple[Any, Any]:
+        """The shapes of the state and of a step's metrics.
+
+        Both functions are traced here, once: what is compiled calls them with arguments of the same
+        types, the mesh included.
+        """
+        init, self._updated = jax.jit(self._init), jax.jit(self._update)
+        shapes = jax.eval_shape(init, self.knobs)
+        shardings = self.devices.shardings(shapes)
+        # Drawn once: to optimise the code that draws takes many times as long as to run it.
+        cheap = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
+        self._draw = jax.jit(init, out_shardings=shardings, compiler_options=cheap)
+        self._drawn = self._thread.submit(self._draw, self.knobs) if fresh else None
+        state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                             shapes, shardings)
+        with tracing(runs=self.experiment.steps):
+            self.traced = self._updated.trace(state, self.knobs, self.arrays, self._inputs)
+        return state, self.traced.out_info[1]
 
     def _bind(self, knobs: Any) -> tuple[Any, Any, Any, Source, jax.Array]:
         floats, seed = knobs
@@ -159,17 +189,16 @@ class Program:
         source = self.source
         if hasattr(source, "transforms"):
             source = dataclasses.replace(source, transforms=tree["transforms"])  # type: ignore
-        return (experiment.task, experiment.transformations(), experiment.optimizer, source,
-                jax.random.key(seed))
+        tx = experiment.transformations()
+        if experiment.parallel == "pmap":
+            tx = parallel.averaging(tx)
+        return experiment.task, tx, experiment.optimizer, source, jax.random.key(seed)
 
     def _init(self, knobs: Any) -> Any:
         task, tx, _, source, key = self._bind(knobs)
         shapes = jax.eval_shape(functools.partial(assemble, source), self.arrays, self._inputs, key)
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         return task.init(jax.random.fold_in(key, 0), batch, tx)
-
-    def _start(self, knobs: Any) -> Carry:
-        return Carry(self._init(knobs), self._empty())
 
     def _empty(self) -> Window:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.target.window)
@@ -179,6 +208,11 @@ class Program:
         return dataclasses.replace(self._empty(), halted=window.halted)
 
     def _update(self, state: Any, knobs: Any, arrays: Any, inputs: Any) -> tuple[Any, Any]:
+        if self.experiment.parallel == "pmap":
+            return parallel.per_device(self._advance, self.devices)(state, knobs, arrays, inputs)
+        return self._advance(state, knobs, arrays, inputs)
+
+    def _advance(self, state: Any, knobs: Any, arrays: Any, inputs: Any) -> tuple[Any, Any]:
         task, tx, optimizer, source, key = self._bind(knobs)
         key = jax.random.fold_in(jax.random.fold_in(key, 1), state.seen)
         new, metrics = task.step(state, assemble(source, arrays, inputs, key), tx)
@@ -189,7 +223,7 @@ class Program:
 
     def _step(self, carry: Carry, knobs: Any, arrays: Any, inputs: Any) -> Carry:
         old, window = carry.state, carry.window
-        new, metrics = self._traced(old, knobs, arrays, inputs)
+        new, metrics = self._updated(old, knobs, arrays, inputs)
         finite = functools.reduce(jnp.logical_and, (
             jnp.isfinite(x).all() for x in jax.tree.leaves(metrics)))
         if self.experiment.nonfinite == "stop":
@@ -238,10 +272,11 @@ class Progress:
 
 class Clock:
     """Steps a second, and the part of the time spent waiting for data, without evaluations and
-    saves. The host runs ahead of the device: time is taken when an interval's numbers arrive."""
+    saves. Where the host runs ahead of the device, an interval takes until its numbers arrive;
+    where the device is the host, until its last step is dispatched. The longer of both is right."""
 
     def __init__(self) -> None:
-        self._began = time.perf_counter()
+        self._began = self._left = time.perf_counter()
         self._steps, self._waited = 0, 0.0
 
     @contextlib.contextmanager
@@ -258,10 +293,12 @@ class Clock:
         began = time.perf_counter()
         yield
         self._began += time.perf_counter() - began
+        self._left += time.perf_counter() - began
 
-    def dispatched(self) -> tuple[int, float]:
-        """(steps, seconds waited) since the last call."""
-        counts = self._steps, self._waited
+    def dispatched(self) -> tuple[int, float, float]:
+        """(steps, seconds waited, seconds) since the last call."""
+        left, self._left = self._left, time.perf_counter()
+        counts = self._steps, self._waited, self._left - left
         self._steps, self._waited = 0, 0.0
         return counts
 
@@ -288,28 +325,35 @@ def finite_or_raise(window: Window) -> Window:
     raise NonFinite(int(window.halted), f"{', '.join(bad)} {'is' if len(bad) == 1 else 'are'}")
 
 
-def fit(experiment: Experiment, run: record.Run, *, sinks: tuple[str, ...] = ()) -> Progress:
+def fit(experiment: Experiment, run: record.Run, *, sinks: tuple[str, ...] = (),
+        profile: range | None = None) -> Progress:
     """Trains from the run's newest checkpoint, or from the start, to the last step.
 
     Args:
       experiment: what to train.
       run: where to record it; closed at the end.
       sinks: names of further sinks, see sinks.py.
+      profile: steps to trace, see profile.py.
 
     Raises:
       Preempted: the process was asked to leave; everything is saved.
       RunError: a step was not finite, or a save failed.
     """
-    with Signals() as signals, contextlib.closing(run):
+    allocator.keep_memory()
+    compilation.keep_programs()
+    with Signals(distributed.leaving) as signals, contextlib.closing(run):
         devices = parallel.arrange(experiment.mesh, experiment.rules)
         validate(experiment, devices)
         opened = splits(experiment)
-        program = Program(experiment, opened("train"), devices)
-        signals.poll()
         folder = run.folder / "checkpoints"
+        fresh = distributed.by_leader(lambda: not committed(folder))
+        program = Program(experiment, opened("train"), devices, fresh=fresh)
+        signals.poll()
         try:
-            with contextlib.closing(Checkpoints(folder, experiment.keep)) as checkpoints:
-                return _Fit(experiment, run, program, checkpoints, opened, signals)(sinks)
+            with (contextlib.closing(Checkpoints(folder, experiment.keep)) as checkpoints,
+                  distributed.together()):
+                return _Fit(experiment, run, program, checkpoints, opened, signals,
+                            profile)(sinks)
         except OSError as error:
             raise RunError(f"{error.filename or run.folder}: {error.strerror}; what is committed "
                            f"in {folder} is intact.") from error
@@ -320,36 +364,63 @@ class _Fit:
 
     def __init__(self, experiment: Experiment, run: record.Run, program: Program,
                  checkpoints: Checkpoints, opened: Callable[[str], Source],
-                 signals: Signals) -> None:
+                 signals: Signals, profile: range | None = None) -> None:
         self.experiment, self.run, self.program = experiment, run, program
         self.checkpoints, self.opened, self.signals = checkpoints, opened, signals
         self.progress, self.clock = Progress(), Clock()
         self.compiled: dict[Any, Any] = {}  # of the evaluators
-        self.pending: tuple[int, tuple[int, float], Window] | None = None
+        self.pending: tuple[int, tuple[int, float, float], Window] | None = None
         self.all_finite = jax.jit(_all_finite)
+        self.flops, self.peak = 0., None  # of a step; a second, of the devices together
+        self.profile = None
+        if profile is not None:
+            from jaxdl.profile import Profile
+            self.profile = Profile(profile, run.folder / "profile")
 
     def __call__(self, sinks: tuple[str, ...]) -> Progress:
+        end, program, began = self.experiment.steps, self.program, time.perf_counter()
+        compiling = None
+        if (self.checkpoints.steps() or [0])[-1] < end:
+            compiling = program.compile()  # while the state is drawn or read
         start, carry = self.begin()
-        end, program = self.experiment.steps, self.program
         if self.progress.stopped or (start >= end and not self.due(start)):
             early = ", stopped early" if self.progress.stopped else ""
             console.print(f"{self.run.folder} is finished (step {start:,}{early}).", markup=False)
             self.report()
             return self.progress
+        if self.profile is not None:
+            self.profile.check(start)
         self.run.start(start, program.devices.mesh.devices.flat, sinks, self.due(start))
         if start < end:
-            began = time.perf_counter()
-            memory = program.lowered().compile().memory_analysis()
-            console.print(f"compiled in {time.perf_counter() - began:.1f} s; state "
+            compiled = (compiling or program.compile()).result()
+            memory = compiled.memory_analysis()
+            self.count_flops()
+            found, missed = compilation.lookups()
+            console.print(f"compiled in {time.perf_counter() - began:.1f} s ({found} of "
+                          f"{found + missed} programs were in the cache); state "
                           f"{_size(parallel.bytes_of(carry.state))}, data on the device "
                           f"{_size(parallel.bytes_of(program.arrays))}, temporaries of a step "
-                          f"{_size(memory.temp_size_in_bytes) if memory else 'unknown'}")
+                          f"{_size(memory.temp_size_in_bytes) if memory else 'unknown'}, "
+                          f"{self.flops / 1e9:.4g} GFLOP a step"
+                          f"{f' (peak {self.peak / 1e9:,.0f} a second)' if self.peak else ''}")
+            if self.profile is not None:
+                self.profile.program = compiled.as_text() or ""
             self.signals.poll()
-        with contextlib.closing(record.Bar(start, end)) as self.bar:
+        distributed.barrier("main")  # Gloo waits 30 seconds for all to begin, however they compile.
+        with contextlib.closing(record.Bar(start, end)) as self.bar, (
+                contextlib.closing(self.profile) if self.profile else contextlib.nullcontext()):
             self.loop(start, carry)
         console.print(f"finished: {self.run.folder}", markup=False)
         self.report()
         return self.progress
+
+    def count_flops(self) -> None:
+        """Of a step, and what the devices can do: measured for a profile, else if it is known."""
+        program = self.program
+        self.flops = cost.flops(program.traced.jaxpr)
+        dtype = getattr(self.experiment.task, "compute_dtype", "float32")
+        self.peak = cost.peak(program.devices.mesh.devices.flat, dtype,
+                              measure=self.profile is not None)
 
     def begin(self) -> tuple[int, Carry]:
         """(step, carry) of the newest checkpoint, or of a fresh start."""
@@ -392,9 +463,14 @@ class _Fit:
                                                 self.clock)
         start, end = step, experiment.steps
         clock.arrived()  # starts now
-        stream = ahead(program.source, program.plan(int(carry.state.seen), end - step))
+        clock.dispatched()
+        stream, advance = ahead(program.source, program.plan(int(carry.state.seen), end - step),
+                                program.devices.rows(experiment.batch_size)), program.advance
+        if self.profile is not None:
+            stream, advance = self.profile.annotated(stream, advance)
         try:
             while True:
+                self.trace(step, carry, begin=False)
                 self.checkpoints.poll()
                 improved = self.evaluate(step, carry) if self.due(step) else False
                 if step >= end or progress.stopped:
@@ -402,10 +478,11 @@ class _Fit:
                 if improved or (step % experiment.save_every == 0 and step > start):
                     self.save(step, carry)
                 self.signals.poll()
+                self.trace(step, carry, begin=True)
                 count = min(program.fused, self.until(step))
                 with clock.waiting(count):
                     batches = list(itertools.islice(stream, count))
-                carry = program.advance(carry, batches)
+                carry = advance(carry, batches)
                 step += count
                 progress.evaluated.clear()
                 if step % experiment.log_every == 0 or step == end:
@@ -417,14 +494,27 @@ class _Fit:
             raise Preempted(f"{signal}: saved step {step:,}; continue with "
                             f"--workdir={self.run.folder}") from None
         except UserError:  # Of the data: what was learned until now is kept.
-            self.keep(step, carry)
+            if not distributed.several():  # It takes all to save, and the others know nothing.
+                self.keep(step, carry)
             raise
 
     def until(self, step: int) -> int:
         """Steps from here to the next at which the loop has something else to do."""
         periods = [self.experiment.log_every, self.experiment.save_every,
                    *(e.every for e in self.experiment.evals.values())]
-        return min(self.experiment.steps - step, *(p - step % p for p in periods))
+        bounds = () if self.profile is None else (
+            s - step for s in (self.profile.steps.start, self.profile.steps.stop) if s > step)
+        return min(self.experiment.steps - step, *(p - step % p for p in periods), *bounds)
+
+    def trace(self, step: int, carry: Carry, *, begin: bool) -> None:
+        """Begins or ends the profile, if this is the step."""
+        if self.profile is None:
+            return
+        if step == (self.profile.steps.start if begin else self.profile.steps.stop):
+            jax.block_until_ready(carry)
+            self.flush()
+            with self.clock.paused():
+                self.profile.start() if begin else self.profile.stop()
 
     def keep(self, step: int, carry: Carry) -> None:
         """Saves, and waits until it is on disk."""
@@ -435,9 +525,9 @@ class _Fit:
         """Logs the interval that was dispatched last. A step in it that was not finite ends the
         run; with `carry`, one in the interval under way does too."""
         if self.pending is not None:
-            (step, (steps, waited), window), self.pending = self.pending, None
+            (step, (steps, waited, seconds), window), self.pending = self.pending, None
             window = finite_or_raise(jax.device_get(window))
-            seconds = self.clock.arrived()
+            seconds = max(seconds, self.clock.arrived())
             self.log(step, steps / seconds, waited / seconds, window)
         if carry is not None:
             finite_or_raise(jax.device_get(carry.window))
@@ -449,6 +539,10 @@ class _Fit:
         values |= {name: float(x) for name, x in window.last.items()}
         values["examples_per_second"] = rate * self.experiment.batch_size
         values["data_wait"] = waited
+        values["flops_per_second"] = rate * self.flops
+        if self.peak is not None:
+            values["mfu"] = rate * self.flops / self.peak
+        values["memory_peak"] = cost.memory_peak()
         if window.skipped:
             values["skipped"] = float(window.skipped)
         values = {f"train/{name}": value for name, value in values.items()}
@@ -469,9 +563,11 @@ class _Fit:
             for name in self.due(step):
                 values = self.experiment.evals[name](self.experiment.task, carry.state, Context(
                     name=name, step=step, source=self.opened, devices=self.program.devices,
-                    batch_size=self.experiment.batch_size, folder=self.run.folder,
+                    batch_size=self.experiment.batch_size,
+                    folder=self.run.folder if distributed.leads() else None,
                     poll=self.signals.poll, compiled=self.compiled))
                 values = {f"{name}/{metric}": float(x) for metric, x in values.items()}
+                values = distributed.by_leader(lambda values=values: values)
                 self.run.log(step, values)
                 self.bar.evaluated(step, values)
                 progress.results |= values
@@ -519,6 +615,7 @@ def better(value: float, than: float | None, mode: str) -> bool:
 
 def validate(experiment: Experiment, devices: parallel.Devices) -> None:
     """Raises a UserError for what no single leaf shows, before anything is compiled."""
+    parallel.check_mode(experiment.parallel, devices)
     parallel.check_batch(experiment.batch_size, devices,
                          getattr(experiment.task, "accumulate", 1))
     if experiment.steps * experiment.batch_size >= 1 << 32:
@@ -556,7 +653,9 @@ def evaluate(experiment: Experiment, folder: Path,
       folder: the run directory; only read.
       step: "best", "last" or the number of a checkpoint.
     """
-    number = select(folder, step)
+    allocator.keep_memory()
+    compilation.keep_programs()
+    number = distributed.by_leader(lambda: select(folder, step))
     devices = parallel.arrange(experiment.mesh, experiment.rules)
     opened = splits(experiment)
     program = Program(experiment, opened("train"), devices)
@@ -571,6 +670,12 @@ def evaluate(experiment: Experiment, folder: Path,
             devices=devices))
         results |= {f"{name}/{metric}": float(x) for metric, x in values.items()}
     return number, results
+
+
+def structs(tree: Any, sharding: Any) -> Any:
+    """The shapes and types of a tree of arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding),
+                        tree)
 
 
 def _choose(condition: Any, a: Any, b: Any) -> Any:

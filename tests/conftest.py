@@ -10,6 +10,7 @@ CACHE = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR",
                               str(Path(tempfile.gettempdir()) / "jaxdl-test-compilations"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ["JAXDL_MALLOC"] = "default"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["COLUMNS"] = "100"
 

@@ -182,3 +182,27 @@ def test_every_float_may_be_traced(optimizer: Optimizer, schedule: Any) -> None:
 def test_the_boundaries_of_a_step_decay_may_be_traced() -> None:
     rate = jax.jit(lambda at: StepDecay(peak=1.0, at=(at, 0.75))(jnp.int32(5), 10))
     assert [float(rate(x)) for x in (0.2, 0.6)] == pytest.approx([0.1, 1.0])
+
+
+@pytest.mark.parametrize("optimizer", [
+    SGD(momentum=0.9, momentum_dtype="bfloat16"), Adam(momentum_dtype="bfloat16"),
+    Lion(momentum_dtype="bfloat16"), Muon(momentum_dtype="bfloat16")])
+def test_a_momentum_may_be_stored_in_bfloat16(optimizer: Optimizer) -> None:
+    """Half the bytes; the update is that of float32 but for the rounding of what is stored."""
+    params = {"kernel": jnp.linspace(-1., 1., 32).reshape(8, 4), "bias": jnp.ones(4)}
+    grads = {"kernel": jax.random.normal(jax.random.key(0), (8, 4)), "bias": jnp.arange(1., 5.)}
+
+    def two_steps(optimizer: Optimizer) -> tuple[Any, Any]:
+        tx, updates = optimizer.build(10), None
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(grads, state, params)
+        return updates, state
+
+    updates, state = two_steps(optimizer)
+    exact, full = two_steps(dataclasses.replace(optimizer, momentum_dtype=None))  # type: ignore
+    chex.assert_trees_all_close(updates, exact, rtol=0.03, atol=1e-5)
+    chex.assert_trees_all_equal_dtypes(updates, params)
+    stored = [x.dtype for x in jax.tree.leaves(state)]
+    assert stored.count(jnp.bfloat16) == 2
+    assert all(x.dtype != jnp.bfloat16 for x in jax.tree.leaves(full))

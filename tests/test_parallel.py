@@ -1,6 +1,10 @@
 """Meshes and rules: what is split, what is copied, and what is refused."""
 
 import dataclasses
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +17,10 @@ from jax.sharding import PartitionSpec
 
 from jaxdl import parallel
 from jaxdl.errors import UserError
+from jaxdl.evaluate import assemble
 from jaxdl.experiment import Mesh, Rule
 from jaxdl.models.mlp import MLP
-from jaxdl.optimizer import Adam
+from jaxdl.optimizer import SGD, Adam, Constant
 from jaxdl.task import named
 from jaxdl.tasks.classification import Classification
 from jaxdl.train import Program
@@ -110,6 +115,120 @@ def test_many_devices_compute_what_one_does(mesh: Mesh) -> None:
     assert again.means["accuracy"].total == window.means["accuracy"].total
     np.testing.assert_allclose(again.means["loss"].total, window.means["loss"].total, rtol=1e-5)
     chex.assert_trees_all_close(found, expected, rtol=1e-3, atol=2e-4)
+
+
+def several_steps(experiment: Any, count: int) -> tuple[Any, Any]:
+    """(state, window) after so many steps."""
+    program = Program(experiment, experiment.data.open("train"),
+                      parallel.arrange(experiment.mesh, experiment.rules))
+    carry = program.init(program.knobs)
+    for i in range(count):
+        carry = program.advance(carry, [program.plan(128 * i, 1)[0]])
+    return jax.device_get(carry.state), jax.device_get(carry.window)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_pmap_computes_what_one_device_does(accumulate: int) -> None:
+    """Dropout, augmentation and micro-batches included, where no statistic spans the batch."""
+    task = dataclasses.replace(shorter().task, accumulate=accumulate,  # type: ignore[type-var]
+                               model=MLP(widths=(32,), dropout=0.2))
+    expected, window = several_steps(shorter(task=task), 3)
+    found, again = several_steps(shorter(task=task, parallel="pmap", mesh=Mesh(data=8)), 3)
+    assert (found.step, found.seen) == (expected.step, expected.seen) == (3, 3 * 128)
+    assert again.means["accuracy"].total == window.means["accuracy"].total
+    assert again.means["loss"].count == 3 * 128
+    np.testing.assert_allclose(again.means["loss"].total, window.means["loss"].total, rtol=1e-5)
+    chex.assert_trees_all_close((found.params, found.ema), (expected.params, expected.ema),
+                                rtol=1e-3, atol=2e-4)
+
+
+def test_pmap_normalises_by_each_devices_part() -> None:
+    """Against a reference on one device: the mean over parts of the batch of gradient and
+    statistics."""
+    experiment = shorter(
+        task=Classification(model=MLP(widths=(32,), batch_norm=True)), parallel="pmap",
+        mesh=Mesh(data=4), optimizer=SGD(learning_rate=Constant(peak=0.1)))
+    task, source = experiment.task, experiment.data.open("train")
+    program = Program(dataclasses.replace(experiment, parallel="jit", mesh=Mesh(data=1)), source,
+                      parallel.arrange(Mesh(data=1)))
+    start = program.init(program.knobs).state
+    inputs = program.plan(0, 1)[0]
+    key = jax.random.fold_in(jax.random.key(np.uint32(experiment.seed)), 1)
+    batch = assemble(source, source.arrays, inputs, jax.random.fold_in(key, 0))
+
+    def part(i: int) -> Any:
+        rows = jax.tree.map(lambda x: x[32 * i:32 * (i + 1)], batch)
+        variables = {"params": start.params, **start.mutable}
+
+        def loss(params: Any) -> Any:
+            mean, aux = task.loss({**variables, "params": params}, rows, key, train=True)
+            return mean.value(), aux.mutable
+
+        return jax.grad(loss, has_aux=True)(start.params)
+
+    grads, mutable = jax.tree.map(lambda *x: sum(x) / 4, *map(part, range(4)))
+    found, _ = several_steps(experiment, 1)
+    chex.assert_trees_all_close(found.mutable, mutable, rtol=1e-5, atol=1e-6)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, start.params, grads)
+    chex.assert_trees_all_close(found.params, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_run_changes_between_jit_and_pmap(tmp_path: Path) -> None:
+    task = dataclasses.replace(shorter().task, model=MLP(widths=(32,), dropout=0.2))  # type: ignore
+    fit(tmp_path / "one", shorter(task=task, steps=20))
+    fit(tmp_path / "both", shorter(task=task, steps=6, parallel="pmap", mesh=Mesh(data=8)))
+    fit(tmp_path / "both", shorter(task=task, steps=13), accept_changes=True)
+    fit(tmp_path / "both", shorter(task=task, steps=20, parallel="pmap", mesh=Mesh(data=8)),
+        accept_changes=True)
+    one, both = arrays(tmp_path / "one"), arrays(tmp_path / "both")
+    assert set(one) == set(both)
+    assert both["state/seen"] == one["state/seen"]
+    assert [x["step"] for x in metrics(tmp_path / "both")][-1] == 20
+
+
+@pytest.mark.parametrize(("mesh", "rules", "culprit"), [
+    (Mesh(data=4, fsdp=2), (), "mesh.fsdp=2"),
+    (Mesh(), (Rule(path="kernel", axes=(None, "data")),), "rules.0")])
+def test_pmap_splits_no_parameters(mesh: Mesh, rules: tuple[Rule, ...], culprit: str) -> None:
+    with pytest.raises(UserError) as error:
+        parallel.check_mode("pmap", parallel.arrange(mesh, rules))
+    assert str(error.value) == ("parallel=pmap copies the parameters to every device, so "
+                                f"{culprit} needs parallel=jit.")
+
+
+def test_fsdp_keeps_an_eighth_on_each_device() -> None:
+    """All but the arrays too small to split."""
+    experiment = shorter(mesh=Mesh(data=1, fsdp=8),
+                         task=Classification(model=MLP(widths=(512, 512))))
+    program = Program(experiment, experiment.data.open("train"), parallel.arrange(experiment.mesh))
+    state = program.init(program.knobs).state
+    large = [x for x in jax.tree.leaves((state.params, state.opt_state)) if x.size >= 1 << 14]
+    assert len(large) == 6  # two kernels, each with Adam's two moments
+    for x in large:
+        assert x.addressable_shards[0].data.nbytes * 8 == x.nbytes
+
+
+def test_every_mesh_computes_the_same_in_float64() -> None:
+    """Of eight devices, under jit and pmap, with dropout and augmentation: what rounding hid would
+    show here."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.meshes", "50"], capture_output=True, text=True, check=True,
+        cwd=Path(__file__).parent.parent, env={**os.environ, "JAX_ENABLE_X64": "1"})
+    found = {k: v for line in done.stdout.splitlines() for k, v in json.loads(line).items()}
+    assert {name: len(losses) for name, losses in found.items()} == {
+        "mlp": 4, "transformer": 4, "resnet": 2}
+    for name, losses in found.items():
+        for mesh, several in losses.items():
+            np.testing.assert_allclose(several, losses["one"], rtol=1e-9, err_msg=f"{name} {mesh}")
+        assert losses["one"][-1] != losses["one"][0]
+
+
+def test_float64_needs_to_be_enabled() -> None:
+    task = dataclasses.replace(shorter().task, compute_dtype="float64")  # type: ignore[type-var]
+    with pytest.raises(UserError) as error:
+        several_steps(shorter(task=task), 1)
+    assert str(error.value) == (
+        "task.compute_dtype=float64 needs JAX_ENABLE_X64=1 in the environment.")
 
 
 def test_a_run_continues_on_another_number_of_devices(tmp_path: Path) -> None:

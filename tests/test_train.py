@@ -44,7 +44,8 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     """The log without what a clock measured."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in (
-        "train/examples_per_second", "train/data_wait")} for line in lines]
+        "train/examples_per_second", "train/data_wait", "train/flops_per_second", "train/mfu",
+        "train/memory_peak")} for line in lines]
 
 
 def arrays(folder: Path) -> dict[str, np.ndarray]:

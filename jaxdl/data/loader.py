@@ -43,11 +43,18 @@ def ordered(size: int, batch_size: int) -> Plan:
     return Plan(-(-size // batch_size), at)
 
 
-def ahead(source: Source, plan: Plan) -> Iterator[Inputs]:
+def ahead(source: Source, plan: Plan, rows: np.ndarray | None = None) -> Iterator[Inputs]:
     """The planned batches in order, with what `source.read` gives for them unless it holds arrays.
 
     Threads only: a fork after jax has started can deadlock.
+
+    Args:
+      source: what to read from.
+      plan: the batches.
+      rows: of each batch, those that are read; None for all.
     """
+    if rows is not None:
+        plan = Plan(len(plan), lambda i, at=plan.at: {k: x[rows] for k, x in at(i).items()})
     if source.arrays is not None:
         yield from map(plan.at, range(len(plan)))
         return

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from jaxdl.config import Fraction, Size
-from jaxdl.layers import Activation, Dropout, activate, batch_norm
+from jaxdl.layers import Activation, Conv, Dropout, activate, batch_norm
 
 Array = jax.Array
 
@@ -52,8 +52,8 @@ class CNN(nn.Module):
         for i, channels in enumerate(self.channels):  # x  # [B, H, W, C]
             for j in range(self.repeats):
                 name = f"{i + 1}" if self.repeats == 1 else f"{i + 1}_{j + 1}"
-                x = nn.Conv(channels, (self.kernel, self.kernel), padding=self.padding,
-                            use_bias=not self.batch_norm, name=f"conv{name}")(x)
+                x = Conv(channels, (self.kernel, self.kernel), padding=self.padding,
+                         use_bias=not self.batch_norm, name=f"conv{name}")(x)
                 if self.batch_norm:
                     x = batch_norm(train, name=f"norm{name}")(x)
                 x = activate(x, self.activation)

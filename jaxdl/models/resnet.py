@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxdl.config import Size
 from jaxdl.errors import UserError
-from jaxdl.layers import batch_norm, he_normal
+from jaxdl.layers import Conv, batch_norm, he_normal
 
 Array = jax.Array
 
@@ -68,11 +68,11 @@ class ResNet(nn.Module):
         shortcut = ("projection" if wide else "pad") if self.shortcut == "auto" else self.shortcut
 
         if stem == "imagenet":  # x  # [B, H, W, C]
-            x = nn.Conv(channels, (7, 7), 2, padding=3, use_bias=False, kernel_init=he_normal,
-                        name="stem_conv")(x)
+            x = Conv(channels, (7, 7), 2, padding=3, use_bias=False, kernel_init=he_normal,
+                     name="stem_conv")(x)
         else:
-            x = nn.Conv(channels, (3, 3), padding=1, use_bias=False, kernel_init=he_normal,
-                        name="stem_conv")(x)
+            x = Conv(channels, (3, 3), padding=1, use_bias=False, kernel_init=he_normal,
+                     name="stem_conv")(x)
         x = nn.relu(batch_norm(train, name="stem_norm")(x))
         if stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # type: ignore[arg-type]
@@ -106,8 +106,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         def conv(y: Array, channels: int, kernel: int, stride: int, name: str) -> Array:
-            return nn.Conv(channels, (kernel, kernel), stride, padding=kernel // 2, use_bias=False,
-                           kernel_init=he_normal, name=name)(y)
+            return Conv(channels, (kernel, kernel), stride, padding=kernel // 2, use_bias=False,
+                        kernel_init=he_normal, name=name)(y)
 
         if self.bottleneck:
             layers = [(self.channels, 1, 1), (self.channels, 3, self.stride),

@@ -5,7 +5,7 @@ import jax
 
 from jaxdl.config import Fraction, Size
 from jaxdl.errors import UserError
-from jaxdl.layers import Dropout, batch_norm, he_normal
+from jaxdl.layers import Conv, Dropout, batch_norm, he_normal
 
 Array = jax.Array
 
@@ -39,8 +39,8 @@ class WideResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        x = nn.Conv(16, (3, 3), padding=1, use_bias=False, kernel_init=he_normal,
-                    name="stem_conv")(x)  # [B, H, W, 16]
+        x = Conv(16, (3, 3), padding=1, use_bias=False, kernel_init=he_normal,
+                 name="stem_conv")(x)  # [B, H, W, 16]
         for i in range(3):
             for j in range((self.depth - 4) // 6):
                 x = WideBlock(channels=16 * 2 ** i * self.width,
@@ -67,8 +67,8 @@ class WideBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         def conv(y: Array, kernel: int, stride: int, name: str) -> Array:
-            return nn.Conv(self.channels, (kernel, kernel), stride, padding=kernel // 2,
-                           use_bias=False, kernel_init=he_normal, name=name)(y)
+            return Conv(self.channels, (kernel, kernel), stride, padding=kernel // 2,
+                        use_bias=False, kernel_init=he_normal, name=name)(y)
 
         y = nn.relu(batch_norm(train, name="norm1")(x))  # [B, H, W, C]
         if x.shape[-1] != self.channels or self.stride > 1:

@@ -1,0 +1,52 @@
+"""Compiled programs are kept on disk, so that the next run of the same program starts at once.
+
+They are in ~/.cache/jaxdl/programs (XDG_CACHE_HOME is honoured), at most 2 GB, the least recently
+used go first. A folder that the user has set (JAX_COMPILATION_CACHE_DIR or the option of jax) stays
+as it is set. JAX_ENABLE_COMPILATION_CACHE=false turns the cache off.
+"""
+
+import collections
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+LIMIT = 2 << 30  # bytes
+EVENTS = "/jax/compilation_cache/"
+
+_counts: collections.Counter[str] = collections.Counter()
+
+
+def keep_programs() -> None:
+    """Turns the cache on, for programs of any size. Call it again as you like."""
+    if not _counts:
+        _counts["listening"] = 1
+        jax.monitoring.register_event_listener(lambda event, **_: _counts.update((event,)))
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(folder()))
+        jax.config.update("jax_compilation_cache_max_size", LIMIT)
+    # By default jax keeps only what took a second to compile: a small experiment has no such
+    # program, and many that take a tenth.
+    for option, value in (("min_compile_time_secs", 0), ("min_entry_size_bytes", -1)):
+        if f"JAX_PERSISTENT_CACHE_{option}".upper() not in os.environ:
+            jax.config.update(f"jax_persistent_cache_{option}", value)
+
+
+def folder() -> Path:
+    """Of this machine's programs: one for another processor may not run here, and homes are shared
+    between machines."""
+    try:
+        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines()
+                     if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        flags = platform.processor()
+    kind = hashlib.sha256(flags.encode()).hexdigest()[:8]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "jaxdl" / "programs" / f"{platform.machine()}-{kind}"
+
+
+def lookups() -> tuple[int, int]:
+    """(programs found in the cache, programs compiled and put there) by this process so far."""
+    return _counts[EVENTS + "cache_hits"], _counts[EVENTS + "cache_misses"]

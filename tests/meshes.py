@@ -1,0 +1,119 @@
+"""Prints, as JSON, the losses of some experiments on one device and on meshes of eight, in float64.
+
+    JAX_ENABLE_X64=1 python -m tests.meshes STEPS
+
+`test_parallel.py` runs it in a process of its own: the type is a choice for the whole process.
+"""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+import optax
+
+from jaxdl import config, parallel
+from jaxdl.data.digits import Digits
+from jaxdl.data.source import Arrays
+from jaxdl.experiment import Experiment, Mesh, Rule
+from jaxdl.models.resnet import ResNet
+from jaxdl.models.transformer import Transformer
+from jaxdl.optimizer import Adam, Constant
+from jaxdl.task import Aux, LossTask, Mean
+from jaxdl.train import Program
+
+MESHES = {"data": Mesh(data=8), "fsdp": Mesh(data=1, fsdp=8), "tensor": Mesh(data=4, tensor=2),
+          "mixed": Mesh(data=2, fsdp=2, tensor=2), "pmap": Mesh(data=8)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Random tokens [B, 17] of a vocabulary of 64."""
+
+    stand_in: ClassVar[None] = None
+
+    def prepare(self) -> None:
+        """Nothing to fetch."""
+
+    def open(self, split: str) -> Arrays:
+        tokens = np.random.default_rng(0).integers(64, size=(64, 17), dtype=np.int32)
+        return Arrays(arrays={"tokens": tokens}, transforms=())
+
+    def fingerprint(self) -> str:
+        return "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextToken(LossTask):
+    model: Transformer
+
+    def loss(self, variables: dict[str, Any], batch: Any, key: Any, *,
+             train: bool) -> tuple[Mean, Aux]:
+        tokens = batch["tokens"]
+        logits, mutable = self.apply(self.model, variables, tokens[:, :-1], key=key, train=train)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
+        return Mean.of(losses.mean(-1), batch["mask"]), Aux(mutable=mutable)
+
+
+def transformer() -> Experiment:
+    return Experiment(
+        task=NextToken(model=Transformer(vocabulary=64, layers=1, width=128, heads=4, block=16,
+                                         dropout=0.1)),
+        data=Tokens(), optimizer=Adam(learning_rate=Constant(peak=1e-3)), steps=50, batch_size=16,
+        rules=(Rule(path="(query_key_value|dense1)/kernel", axes=(None, "tensor")),
+               Rule(path="(project|dense2)/kernel", axes=("tensor", None))))
+
+
+def mlp() -> Experiment:
+    experiment = config.build(config.load(config.experiments()["mlp_digits"]))
+    return dataclasses.replace(experiment, rules=(Rule(path="dense1/kernel",
+                                                       axes=(None, "tensor")),))
+
+
+def resnet() -> Experiment:
+    """`resnet_cifar` on its stand-in, with augmentation and batch norm, but smaller."""
+    experiment = config.build(config.load(config.experiments()["resnet_cifar"]))
+    task: Any = dataclasses.replace(
+        experiment.task, model=ResNet(depth=8))  # type: ignore[type-var]
+    augment = experiment.data.augment  # type: ignore[attr-defined]
+    return dataclasses.replace(
+        experiment, task=task, data=Digits(size=8, augment=augment), batch_size=16,
+        rules=(Rule(path="conv1/kernel", axes=(None, None, None, "tensor")),))
+
+
+def losses(experiment: Experiment, mesh: Mesh, parallel_mode: str, steps: int) -> list[float]:
+    task: Any = dataclasses.replace(experiment.task, compute_dtype="float64")  # type: ignore
+    experiment = dataclasses.replace(
+        experiment, task=task, mesh=mesh, parallel=parallel_mode,  # type: ignore[arg-type]
+        rules=experiment.rules if mesh.tensor > 1 else ())
+    program = Program(experiment, experiment.data.open("train"),
+                      parallel.arrange(experiment.mesh, experiment.rules))
+    carry, found, before = program.init(program.knobs), [], 0.
+    for i in range(steps):
+        carry = program.advance(carry, [program.plan(i * experiment.batch_size, 1)[0]])
+        total = float(carry.window.means["loss"].total)
+        found.append((total - before) / experiment.batch_size)
+        before = total
+    return found
+
+
+def main() -> None:
+    jax.config.update("jax_num_cpu_devices", 8)
+    steps = int(sys.argv[1])
+    for name, build, meshes, count in (
+            ("mlp", mlp, ("data", "tensor", "pmap"), steps),
+            ("transformer", transformer, ("fsdp", "mixed", "pmap"), steps),
+            ("resnet", resnet, ("mixed",), min(steps, 10))):
+        experiment = build()
+        result = {"one": losses(experiment, Mesh(data=1), "jit", count)}
+        for mesh in meshes:
+            result[mesh] = losses(experiment, MESHES[mesh], "pmap" if mesh == "pmap" else "jit",
+                                  count)
+        print(json.dumps({name: result}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
