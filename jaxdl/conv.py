@@ -168,11 +168,13 @@ def choose(x: tuple[int, ...], w: tuple[int, ...], strides: tuple[int, ...], man
         if tiles >= 512 and (few >= 128 or ONE_THREAD):
             form: Form = "winograd" if many else "winograd_dot"
             forms = forms._replace(forward=form, input=form)
-        if few >= 128 or tiles >= 2048 or ONE_THREAD:
+        if tiles >= 128 and (few >= 128 or tiles >= 2048 or ONE_THREAD):
             forms = forms._replace(weight="winograd_dot")
     elif w[:2] == (1, 1):
         forms = forms._replace(forward="patches", weight="patches")
-    elif few >= 32:
+        if strides == (1, 1):
+            forms = forms._replace(input="patches")
+    elif w[:2] == (3, 3) and few >= 64 and (few >= 128 or tiles >= 2048):
         forms = forms._replace(weight="patches")
     if forms != PLAIN:
         _log.info("convolution of %s by %s: forward %s, gradients in the input %s, in the weights "
