@@ -48,5 +48,5 @@ def folder() -> Path:
 
 
 def lookups() -> tuple[int, int]:
-    """(programs found in the cache, programs compiled and put there) by this process so far."""
-    return _counts[EVENTS + "cache_hits"], _counts[EVENTS + "cache_misses"]
+    """(programs found in the cache, programs compiled and put there) since the last call."""
+    return _counts.pop(EVENTS + "cache_hits", 0), _counts.pop(EVENTS + "cache_misses", 0)

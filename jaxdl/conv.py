@@ -17,7 +17,8 @@ times as long as outside; and under `vmap` over weights they turn into grouped c
 The choice is a function of the static shapes (`choose`), which follows measurements of
 `benchmarks/conv.py`; of how often the program will run, because sums compile longer; and of whether
 it is traced inside a loop (`jaxdl.tracing`). On other backends, for other types than float32, other
-numbers of dimensions, groups and dilation it is always the plain one.
+numbers of dimensions, groups and dilation it is always the plain one. The training log names the
+forms that were chosen.
 
 Gradients of any order in reverse mode are defined, by the same forms. Forward mode (`jax.jvp`,
 `jax.hessian`) is not, and JAX says so: inside `with conv.plain():`, or with JAXDL_CONV=plain in the
@@ -26,7 +27,6 @@ environment, everything is plain.
 
 import contextlib
 import functools
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -49,7 +49,6 @@ ENVIRONMENT = "JAXDL_CONV"
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
-_log = logging.getLogger(__name__)
 
 
 class Forms(NamedTuple):
@@ -124,6 +123,7 @@ def convolve(x: Array, w: Array, strides: Sequence[int], padding: str | Sequence
     forms = choose(x.shape, w.shape, tuple(strides), now.runs >= MANY_RUNS, now.loop)
     if forms == PLAIN:
         return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=LAYOUT)
+    now.notes.update(f"convolutions by {form}" for form in forms if form != "plain")
     return forward(Window(x.shape[1:3], w.shape[:2], tuple(strides), sides, forms), x, w)
 
 
@@ -138,8 +138,8 @@ def enabled() -> bool:
 
 # ---- the choice --------------------------------------------------------------------------------
 
-# "winograd" in place of "winograd_dot" costs 3.4 s of compilation in ResNet-18 at batch 128 and
-# saves 0.26 s a step (13 steps to pay); in ResNet-20 1.0 s and about 0.01 s (100 steps).
+# "winograd" in place of "winograd_dot" costs 3.4 s of compilation in ResNet-18 at batch 128 and, by
+# the times of its shapes, saves 0.26 s a step: 13 steps to pay. Where less is won, more are needed.
 MANY_RUNS = 200
 # Before jax 0.11 XLA's convolutions with 32 or 64 channels run on one thread.
 ONE_THREAD = jax.__version_info__ < (0, 11)
@@ -176,9 +176,6 @@ def choose(x: tuple[int, ...], w: tuple[int, ...], strides: tuple[int, ...], man
             forms = forms._replace(input="patches")
     elif w[:2] == (3, 3) and few >= 64 and (few >= 128 or tiles >= 2048):
         forms = forms._replace(weight="patches")
-    if forms != PLAIN:
-        _log.info("convolution of %s by %s: forward %s, gradients in the input %s, in the weights "
-                  "%s", list(x), list(w), *forms)
     return forms
 
 

@@ -20,11 +20,13 @@ class Tracing:
       loop: whether the trace is inside a loop of XLA (scan, while, map).
       device_axis: the name of the axis over devices, where each device runs a program of its own on
         its part of the batch; None where one program runs on all.
+      notes: where a layer says which form it chose, for the log.
     """
 
     runs: int = 1
     loop: bool = False
     device_axis: str | None = None
+    notes: set[str] = dataclasses.field(default_factory=set)
 
 
 UNKNOWN = Tracing()

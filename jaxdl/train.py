@@ -79,6 +79,7 @@ class Program:
 
     Attributes:
       traced: one step, as JAX traced it.
+      notes: what its layers said of the forms that they chose.
       fused: how many steps a dispatch holds at most.
       target: shapes and shardings of the carry.
     """
@@ -177,7 +178,8 @@ class Program:
         self._drawn = self._thread.submit(self._draw, self.knobs) if fresh else None
         state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
                              shapes, shardings)
-        with tracing(runs=self.experiment.steps):
+        self.notes: set[str] = set()
+        with tracing(runs=self.experiment.steps, notes=self.notes):
             self.traced = self._updated.trace(state, self.knobs, self.arrays, self._inputs)
         return state, self.traced.out_info[1]
 
@@ -396,13 +398,15 @@ class _Fit:
             memory = compiled.memory_analysis()
             self.count_flops()
             found, missed = compilation.lookups()
+            peak = f" (peak {self.peak / 1e9:,.0f} a second)" if self.peak else ""
             console.print(f"compiled in {time.perf_counter() - began:.1f} s ({found} of "
                           f"{found + missed} programs were in the cache); state "
                           f"{_size(parallel.bytes_of(carry.state))}, data on the device "
                           f"{_size(parallel.bytes_of(program.arrays))}, temporaries of a step "
                           f"{_size(memory.temp_size_in_bytes) if memory else 'unknown'}, "
-                          f"{self.flops / 1e9:.4g} GFLOP a step"
-                          f"{f' (peak {self.peak / 1e9:,.0f} a second)' if self.peak else ''}")
+                          f"{self.flops / 1e9:.4g} GFLOP a step{peak}")
+            if program.notes:
+                console.print("; ".join(sorted(program.notes)), markup=False)
             if self.profile is not None:
                 self.profile.program = compiled.as_text() or ""
             self.signals.poll()
