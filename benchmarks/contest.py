@@ -69,11 +69,15 @@ class Contender:
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def realtime(self) -> None:
-        """Puts all its threads into the class SCHED_RR, which others on the machine cannot push
-        aside in the middle of a parallel section."""
-        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setscheduler(int(task.name), os.SCHED_RR, os.sched_param(5))
+        """Puts all its threads, and those of the processes that it has started, into the class
+        SCHED_RR, which others on the machine cannot push aside in the middle of a parallel section.
+        """
+        waiting = [self.process.pid]
+        while waiting:
+            for task in Path(f"/proc/{waiting.pop()}/task").iterdir():
+                with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+                    os.sched_setscheduler(int(task.name), os.SCHED_RR, os.sched_param(5))
+                    waiting += map(int, (task / "children").read_text().split())
 
     def stop(self) -> None:
         self.process.stdin and self.process.stdin.close()

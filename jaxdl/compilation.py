@@ -9,6 +9,7 @@ import collections
 import hashlib
 import os
 import platform
+import sys
 from pathlib import Path
 
 import jax
@@ -25,6 +26,12 @@ def keep_programs() -> None:
         _counts["listening"] = 1
         jax.monitoring.register_event_listener(lambda event, **_: _counts.update((event,)))
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        try:
+            folder().mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            print(f"note: compiled programs are not kept: {folder()}: {error.strerror}.",
+                  file=sys.stderr)
+            return
         jax.config.update("jax_compilation_cache_dir", str(folder()))
         jax.config.update("jax_compilation_cache_max_size", LIMIT)
     # By default jax keeps only what took a second to compile: a small experiment has no such

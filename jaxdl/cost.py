@@ -72,6 +72,13 @@ def _flops(equation: Any, used: list[bool]) -> float:
     return sum(inside)
 
 
+def holds(jaxpr: Any, primitive: str) -> bool:
+    """Whether a traced function calls the primitive of this name, at any depth."""
+    return any(equation.primitive.name == primitive
+               or any(holds(inner, primitive) for inner in _jaxprs(equation.params.values()))
+               for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns)
+
+
 def _jaxprs(values: Any) -> Iterator[Any]:
     for value in values:
         if isinstance(value, (tuple, list)):

@@ -42,7 +42,7 @@ START = 300  # seconds until all must have started
 GRACE = 5.0  # seconds for a process that fails to close its files, and for news of why
 NEWS = 10.0  # seconds for news of a process whose end broke a collective operation
 LAUNCHER = "JAXDL_LAUNCHER"  # holds the id of the process that launched this one
-KINDS = (UserError, RunError, ValueError)  # errors that the leader shares with the others
+KINDS = (UserError, RunError, ValueError, OSError)  # errors that the leader shares with the others
 
 T = TypeVar("T")
 _peers: "Peers | None" = None
@@ -61,7 +61,7 @@ def leads() -> bool:
 def by_leader(function: Callable[[], T], channel: str = "main") -> T:
     """What `function` returns in process 0, in all of them: plain JSON. It runs nowhere else.
 
-    A UserError, RunError or ValueError that it raises is raised everywhere.
+    A UserError, RunError, ValueError or OSError that it raises is raised everywhere.
 
     Args:
       function: what to run.
@@ -175,7 +175,7 @@ def assembled(tree: Any, sharding: Any, mine: np.ndarray | None, size: int, axis
     import jax
 
     if mine is None:
-        return jax.device_put(tree, sharding)
+        return tree  # The compiled step places it for less than a call of its own.
 
     def whole(x: np.ndarray) -> Any:
         def part(index: Any) -> np.ndarray:
@@ -252,8 +252,8 @@ def start() -> "Peers | None":
     if LAUNCHER in os.environ:  # No proxy stands between the processes of one machine.
         jax.config.update("jax_check_proxy_envs", False)
     given = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    count, rank = (None if value is None else int(value) for value in (
-        os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")))
+    count, rank = (number(os.environ, name) if name in os.environ else None
+                   for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
     local: Any = None
     if None in (given, count, rank):
         given, count, rank, local = clusters.ClusterEnv.auto_detect_unset_distributed_params(
@@ -278,19 +278,22 @@ def start() -> "Peers | None":
 
 def announced(environment: Mapping[str, str]) -> bool:
     """Whether the environment speaks of several processes."""
-    def number(name: str) -> int:
-        text = environment.get(name, "1")
-        if not text.isdecimal():
-            raise UserError(f"{name}={text} in the environment: expected a number.")
-        return int(text)
-
     if "JAX_NUM_PROCESSES" in environment:
-        return number("JAX_NUM_PROCESSES") > 1
+        return number(environment, "JAX_NUM_PROCESSES") > 1
     # A batch script itself, which no srun started, has SLURM_NTASKS but is one process.
     step = all(name in environment for name in (
         "SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"))
-    return ((step and number("SLURM_NTASKS") > 1) or number("OMPI_COMM_WORLD_SIZE") > 1
+    return ((step and number(environment, "SLURM_NTASKS") > 1)
+            or number(environment, "OMPI_COMM_WORLD_SIZE") > 1
             or "," in environment.get("TPU_WORKER_HOSTNAMES", ""))
+
+
+def number(environment: Mapping[str, str], name: str) -> int:
+    """The whole number in a variable, one if it is not set."""
+    text = environment.get(name, "1")
+    if not text.isdecimal():
+        raise UserError(f"{name}={text} in the environment: expected a number.")
+    return int(text)
 
 
 def bindable(host: str) -> bool:

@@ -59,7 +59,7 @@ def contract(a: Array, b: Array, axis: int) -> Array:
     return lax.optimization_barrier(y)
 
 
-def fast_dtype(model: nn.Module) -> str:
+def fast_dtype(model: nn.Module | None) -> str:
     """"bfloat16" where this model's products are faster in it, else "float32".
 
     Told by what the hardware is, not by timing it, so that a run can be repeated: TPUs, NVIDIA

@@ -126,9 +126,12 @@ def arrange(mesh: "Mesh", rules: "tuple[Rule, ...]" = (), devices: Any = None) -
     data = len(devices) // other if mesh.data == -1 else mesh.data
     if not 0 < data * other <= len(devices) or (mesh.data == -1 and data * other != len(devices)):
         wanted = f"mesh.data={mesh.data}, mesh.fsdp={mesh.fsdp}, mesh.tensor={mesh.tensor}"
+        most = len(devices) // other
+        legal = (f"mesh.data may be at most {most}" if mesh.data != -1 and most else
+                 "mesh.fsdp times mesh.tensor may be "
+                 f"{nearest_divisors(len(devices), other) or len(devices)}")
         raise UserError(f"{wanted} do not fit the {len(devices)} {devices[0].platform} device(s) "
-                        f"here; mesh.fsdp times mesh.tensor may be "
-                        f"{nearest_divisors(len(devices), other) or len(devices)}.")
+                        f"here; {legal}.")
     if distributed.several() and data * other != len(devices):
         raise UserError(f"mesh.data={mesh.data}, mesh.fsdp={mesh.fsdp}, mesh.tensor={mesh.tensor}: "
                         f"uses {data * other} of the {len(devices)} devices of all processes; "

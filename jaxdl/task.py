@@ -17,6 +17,7 @@ from flax import traverse_util
 from jaxdl.config import Fraction, Regex, Size
 from jaxdl.errors import UserError, nearest
 from jaxdl.matmul import fast_dtype
+from jaxdl.tracing import current
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -66,7 +67,8 @@ Metrics = Mapping[str, Mean | Array]  # a Mean is averaged over steps; of a scal
 
 
 class Task(Protocol[S]):
-    """What is learned. S is any pytree of arrays with `.step` and `.seen` (examples trained on)."""
+    """What is learned. S is a dataclass and a pytree of arrays, with `.step` and `.seen` (examples
+    trained on)."""
 
     def init(self, key: Array, batch: Batch, tx: Any) -> S:
         """The state before the first step. Only shapes and types of `batch` matter."""
@@ -131,7 +133,8 @@ class LossTask:
 
     The gradient is that of total / count + penalty over the whole batch: totals and counts are
     summed over micro-batches and devices and divided once, so it is exact under masks. (Batch
-    norm, and losses that compare examples, see the micro-batch.)
+    norm, and losses that compare examples, see the micro-batch; with parallel=pmap, each device's
+    part of it.)
 
     Attributes:
       freeze: regexes; a parameter whose whole path ("Dense_0/kernel") matches one is not trained.
@@ -209,9 +212,10 @@ class LossTask:
             forward = jax.checkpoint(forward, policy=REMAT[self.remat])
 
         def objective(params: Any, mutable: Any, batch: Batch, key: Array,
-                      count: Array | None = None) -> tuple[Array, tuple[Mean, Aux]]:
+                      count: Any = None) -> tuple[Array, tuple[Mean, Aux]]:
             mean, aux = forward(params, mutable, batch, key)
-            count = jax.lax.stop_gradient(mean.count if count is None else count)
+            if count is None:
+                count = over_devices(jax.lax.stop_gradient(mean.count))
             penalty = 0. if aux.penalty is None else aux.penalty / self.accumulate
             return mean.total / jnp.where(count > 0, count, 1) + penalty, (mean, aux)
 
@@ -221,7 +225,7 @@ class LossTask:
             mutable = {**state.mutable, **aux.mutable}
         else:
             # A count does not depend on the parameters: XLA drops the rest of this forward pass.
-            count = forward(state.params, state.mutable, batch, key)[0].count
+            count = over_devices(forward(state.params, state.mutable, batch, key)[0].count)
             # Micro-batch i takes every n-th example, so that no device has to send its own away.
             micro = jax.tree.map(lambda x: x.reshape(size // self.accumulate, self.accumulate,
                                                      *x.shape[1:]).swapaxes(0, 1), batch)
@@ -251,7 +255,8 @@ class LossTask:
             decay = jnp.minimum(self.ema, (1. + state.step) / (10. + state.step))
             ema = jax.tree.map(lambda a, p: (decay * a + (1 - decay) * p).astype(a.dtype),
                                state.ema, params)
-        metrics: dict[str, Mean | Array] = {"loss": mean, **aux.metrics, "grad_norm": norm(grads)}
+        metrics: dict[str, Mean | Array] = {"loss": mean, **aux.metrics,
+                                            "grad_norm": norm(over_devices(grads))}
         if aux.penalty is not None:
             metrics["penalty"] = aux.penalty
         return replace(state, step=state.step + 1, seen=state.seen + jnp.uint32(size),
@@ -265,6 +270,12 @@ class LossTask:
         """What evaluation and prediction apply the model to: the average where one is kept."""
         trained = state.params if state.ema is None else state.ema
         return {"params": merge(trained, state.frozen), **state.mutable}
+
+
+def over_devices(tree: Any) -> Any:
+    """The mean over the devices, where each runs a program of its own."""
+    axis = current().device_axis
+    return tree if axis is None else jax.lax.pmean(tree, axis)
 
 
 def norm(tree: Any) -> Array:

@@ -1,6 +1,7 @@
 """What a layer may know while it is traced, beside its inputs.
 
-The core sets it around a trace; layers read it to choose between forms of the same computation.
+The core sets `runs` and `device_axis` around a trace, and whoever writes a loop over layers sets
+`loop`; layers read it to choose between forms of the same computation.
 """
 
 import contextlib
@@ -20,13 +21,13 @@ class Tracing:
       loop: whether the trace is inside a loop of XLA (scan, while, map).
       device_axis: the name of the axis over devices, where each device runs a program of its own on
         its part of the batch; None where one program runs on all.
-      notes: where a layer says which form it chose, for the log.
+      notes: where a layer says which form it chose, for the log; None where nobody reads it.
     """
 
     runs: int = 1
     loop: bool = False
     device_axis: str | None = None
-    notes: set[str] = dataclasses.field(default_factory=set)
+    notes: set[str] | None = None
 
 
 UNKNOWN = Tracing()

@@ -27,6 +27,7 @@ from jaxdl.data.source import Source
 from jaxdl.errors import RunError, UserError, nearest
 from jaxdl.evaluate import Context, assemble
 from jaxdl.experiment import Experiment
+from jaxdl.matmul import fast_dtype
 from jaxdl.process import Preempted, Signals
 from jaxdl.task import Mean, named
 from jaxdl.tracing import tracing
@@ -97,7 +98,7 @@ class Program:
         self.knobs = devices.replicate((np.array(list(floats.values()), np.float32), seed))
         self.arrays = devices.replicate(source.arrays)
         inputs = next(iter(ahead(source, self.plan(0, 1), devices.rows(experiment.batch_size))))
-        self._inputs = structs(devices.place(inputs, experiment.batch_size), devices.batch)
+        self._inputs = structs(devices.place(inputs, experiment.batch_size))
         try:
             state, metrics = self._trace(fresh)
         except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
@@ -108,7 +109,8 @@ class Program:
         window = Window({k: m for k, m in metrics.items() if isinstance(m, Mean)},
                         {k: m for k, m in metrics.items() if not isinstance(m, Mean)},
                         jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.int32))
-        self.target = Carry(state, structs(window, devices.replicated))
+        self.target = Carry(state, jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=devices.replicated), window))
         shardings = jax.tree.map(lambda x: x.sharding, self.target)
         self.fused = self._fused()
         self.step = jax.jit(
@@ -121,7 +123,8 @@ class Program:
 
     def init(self, knobs: Any) -> Carry:
         """The state before the first step."""
-        return Carry(self._drawn.result() if self._drawn else self._draw(knobs), self.empty())
+        drawn, self._drawn = self._drawn, None  # Kept, it would stay in memory.
+        return Carry(drawn.result() if drawn else self._draw(knobs), self.empty())
 
     def compile(self) -> "Future[jax.stages.Compiled]":
         """Compiles the step in a thread; later calls of it use the result."""
@@ -137,7 +140,8 @@ class Program:
         inputs: tuple[Any, ...] = (self._inputs,)
         if self.fused > 1:
             stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-                (self.fused, *x.shape), x.dtype, sharding=self.devices.batches), self._inputs)
+                (self.fused, *x.shape), x.dtype, sharding=x.sharding and self.devices.batches),
+                self._inputs)
             inputs = stacked, np.int32(0)
         return self.step.lower(self.target, self.knobs, self.arrays, *inputs)
 
@@ -159,7 +163,7 @@ class Program:
         """
         if self.arrays is None:
             return 1
-        if jax.default_backend() == "cpu" and "conv_general_dilated" in str(self.traced.jaxpr):
+        if jax.default_backend() == "cpu" and cost.holds(self.traced.jaxpr, "conv_general_dilated"):
             return 1
         return FUSED if cost.flops(self.traced.jaxpr) < SHORT else 1
 
@@ -381,9 +385,8 @@ class _Fit:
 
     def __call__(self, sinks: tuple[str, ...]) -> Progress:
         end, program, began = self.experiment.steps, self.program, time.perf_counter()
-        compiling = None
-        if (self.checkpoints.steps() or [0])[-1] < end:
-            compiling = program.compile()  # while the state is drawn or read
+        # While the state is drawn; while one is read it may turn out that there is nothing to do.
+        compiling = None if self.checkpoints.steps() else program.compile()
         start, carry = self.begin()
         if self.progress.stopped or (start >= end and not self.due(start)):
             early = ", stopped early" if self.progress.stopped else ""
@@ -422,7 +425,10 @@ class _Fit:
         """Of a step, and what the devices can do: measured for a profile, else if it is known."""
         program = self.program
         self.flops = cost.flops(program.traced.jaxpr)
-        dtype = getattr(self.experiment.task, "compute_dtype", "float32")
+        task = self.experiment.task
+        dtype = getattr(task, "compute_dtype", "float32")
+        if dtype == "auto":
+            dtype = fast_dtype(getattr(task, "model", None))
         self.peak = cost.peak(program.devices.mesh.devices.flat, dtype,
                               measure=self.profile is not None)
 
@@ -676,10 +682,10 @@ def evaluate(experiment: Experiment, folder: Path,
     return number, results
 
 
-def structs(tree: Any, sharding: Any) -> Any:
-    """The shapes and types of a tree of arrays."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding),
-                        tree)
+def structs(tree: Any) -> Any:
+    """The shapes, types and, of JAX's own, shardings of a tree of arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+        np.shape(x), x.dtype, sharding=getattr(x, "sharding", None)), tree)
 
 
 def _choose(condition: Any, a: Any, b: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Prints, as JSON, the losses of some experiments on one device and on meshes of eight, in float64.
+"""Prints, as JSON, losses and gradient norms of some experiments on one device and on meshes of
+eight, in float64.
 
     JAX_ENABLE_X64=1 python -m tests.meshes STEPS
 
@@ -20,6 +21,7 @@ from jaxdl.data.digits import Digits
 from jaxdl.data.source import Arrays
 from jaxdl.experiment import Experiment, Mesh, Rule
 from jaxdl.models.resnet import ResNet
+from jaxdl.models.rnn import RNN
 from jaxdl.models.transformer import Transformer
 from jaxdl.optimizer import Adam, Constant
 from jaxdl.task import Aux, LossTask, Mean
@@ -48,14 +50,17 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True)
 class NextToken(LossTask):
-    model: Transformer
+    """Over two tokens in three, so that devices count differently many."""
+
+    model: Transformer | RNN
 
     def loss(self, variables: dict[str, Any], batch: Any, key: Any, *,
              train: bool) -> tuple[Mean, Aux]:
         tokens = batch["tokens"]
         logits, mutable = self.apply(self.model, variables, tokens[:, :-1], key=key, train=train)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-        return Mean.of(losses.mean(-1), batch["mask"]), Aux(mutable=mutable)
+        return Mean.of(losses, batch["mask"][:, None] * (tokens[:, 1:] % 3 > 0)), Aux(
+            mutable=mutable)
 
 
 def transformer() -> Experiment:
@@ -65,6 +70,11 @@ def transformer() -> Experiment:
         data=Tokens(), optimizer=Adam(learning_rate=Constant(peak=1e-3)), steps=50, batch_size=16,
         rules=(Rule(path="(query_key_value|dense1)/kernel", axes=(None, "tensor")),
                Rule(path="(project|dense2)/kernel", axes=("tensor", None))))
+
+
+def rnn() -> Experiment:
+    task = NextToken(model=RNN(vocabulary=64, width=32, embedding=16, dropout=0.1), accumulate=2)
+    return dataclasses.replace(transformer(), task=task, rules=())
 
 
 def mlp() -> Experiment:
@@ -95,7 +105,7 @@ def losses(experiment: Experiment, mesh: Mesh, parallel_mode: str, steps: int) -
     for i in range(steps):
         carry = program.advance(carry, [program.plan(i * experiment.batch_size, 1)[0]])
         total = float(carry.window.means["loss"].total)
-        found.append((total - before) / experiment.batch_size)
+        found += [(total - before) / experiment.batch_size, float(carry.window.last["grad_norm"])]
         before = total
     return found
 
@@ -106,7 +116,7 @@ def main() -> None:
     for name, build, meshes, count in (
             ("mlp", mlp, ("data", "tensor", "pmap"), steps),
             ("transformer", transformer, ("fsdp", "mixed", "pmap"), steps),
-            ("resnet", resnet, ("mixed",), min(steps, 10))):
+            ("rnn", rnn, ("data", "pmap"), 5), ("resnet", resnet, ("data", "mixed"), 10)):
         experiment = build()
         result = {"one": losses(experiment, Mesh(data=1), "jit", count)}
         for mesh in meshes:

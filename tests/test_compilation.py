@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,10 +69,19 @@ def test_a_folder_that_the_user_has_set_stays(tmp_path: Path) -> None:
     assert int(missed) > 0
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, capfd: Any,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
-    found, _, _ = run(PROGRAM.format(addend=1), XDG_CACHE_HOME=str(tmp_path / "file"))
-    assert found == "0"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    old = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        compilation.keep_programs()
+        assert jax.config.jax_compilation_cache_dir is None
+    finally:
+        jax.config.update("jax_compilation_cache_dir", old)
+    assert capfd.readouterr().err == (
+        f"note: compiled programs are not kept: {compilation.folder()}: Not a directory.\n")
 
 
 def test_each_processor_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

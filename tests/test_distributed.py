@@ -16,11 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jaxdl import distributed, parallel
@@ -29,41 +25,11 @@ from jaxdl.data.digits import Digits
 from jaxdl.data.source import Arrays, Records, Source
 from jaxdl.errors import UserError
 from jaxdl.experiment import Experiment, Mesh
-from jaxdl.task import Aux, Mean
-from jaxdl.tasks.classification import Classification
 from tests.test_cli import error
 from tests.tiny import config as tiny
 
 ROOT = Path(__file__).parent.parent
 RANK = os.environ.get("JAX_PROCESS_ID", "0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Double(Classification):
-    """Parameters, activations and losses in float64."""
-
-    def loss(self, variables: dict[str, Any], batch: Any, key: Any, *,
-             train: bool) -> tuple[Mean, Aux]:
-        logits, mutable = self.apply(self.model, variables, batch["image"], key=key, train=train)
-        labels, mask = batch["label"], batch["mask"]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return Mean((losses * mask).sum(), mask.sum()), Aux(mutable=mutable, metrics={
-            "accuracy": Mean.of(logits.argmax(-1) == labels, mask)})
-
-    def apply(self, model: nn.Module, variables: dict[str, Any], *inputs: Any, key: Any,
-              train: bool) -> tuple[Any, dict[str, Any]]:
-        empty = not variables
-        output, mutable = super().apply(model, variables, *inputs, key=key, train=train)
-        if empty:
-            variables.update(jax.tree.map(lambda x: x.astype(jnp.float64), variables))
-            return output, mutable
-        inputs = tuple(x.astype(jnp.float64) for x in inputs)
-        if not train:
-            return model.apply(variables, *inputs, train=False), {}
-        keys = {"dropout": jax.random.fold_in(key, 1)}
-        output, new = model.apply(variables, *inputs, train=True, rngs=keys,
-                                  mutable=[c for c in variables if c != "params"])
-        return output, dict(new)
 
 
 def trip(position: int, batch_size: int) -> None:
@@ -128,7 +94,7 @@ def config() -> Experiment:
     task, data = experiment.task, experiment.data
     return dataclasses.replace(
         experiment, mesh=Mesh(), steps=50, log_every=1,
-        task=Double(**{f.name: getattr(task, f.name) for f in dataclasses.fields(task)}),
+        task=dataclasses.replace(task, compute_dtype="float64"),
         data=FaultyDigits(size=data.size, channels=data.channels, augment=data.augment))
 
 

@@ -64,7 +64,10 @@ def test_a_rule_splits_what_it_matches() -> None:
      "'up/kernel' splits; the nearest that does: 2 or 4."),
     (Mesh(fsdp=3), (), "mesh.data=-1, mesh.fsdp=3, mesh.tensor=1 do not fit the 8 cpu "
      "device(s) here; mesh.fsdp times mesh.tensor may be 2 or 4."),
-    (Mesh(data=16), (), "mesh.data=16, mesh.fsdp=1, mesh.tensor=1 do not fit the 8 cpu device"),
+    (Mesh(data=16), (), "mesh.data=16, mesh.fsdp=1, mesh.tensor=1 do not fit the 8 cpu device(s) "
+     "here; mesh.data may be at most 8."),
+    (Mesh(data=4, fsdp=4), (), "mesh.data=4, mesh.fsdp=4, mesh.tensor=1 do not fit the 8 cpu "
+     "device(s) here; mesh.data may be at most 2."),
     (Mesh(data=0), (), "mesh.data=0: expected -1 (all that are left) or at least 1."),
 ])
 def test_what_does_not_fit_is_told(mesh: Mesh, rules: tuple[Rule, ...], message: str) -> None:
@@ -138,6 +141,7 @@ def test_pmap_computes_what_one_device_does(accumulate: int) -> None:
     assert again.means["accuracy"].total == window.means["accuracy"].total
     assert again.means["loss"].count == 3 * 128
     np.testing.assert_allclose(again.means["loss"].total, window.means["loss"].total, rtol=1e-5)
+    np.testing.assert_allclose(again.last["grad_norm"], window.last["grad_norm"], rtol=1e-4)
     chex.assert_trees_all_close((found.params, found.ema), (expected.params, expected.ema),
                                 rtol=1e-3, atol=2e-4)
 
@@ -174,16 +178,22 @@ def test_pmap_normalises_by_each_devices_part() -> None:
 
 
 def test_a_run_changes_between_jit_and_pmap(tmp_path: Path) -> None:
-    task = dataclasses.replace(shorter().task, model=MLP(widths=(32,), dropout=0.2))  # type: ignore
-    fit(tmp_path / "one", shorter(task=task, steps=20))
-    fit(tmp_path / "both", shorter(task=task, steps=6, parallel="pmap", mesh=Mesh(data=8)))
-    fit(tmp_path / "both", shorter(task=task, steps=13), accept_changes=True)
-    fit(tmp_path / "both", shorter(task=task, steps=20, parallel="pmap", mesh=Mesh(data=8)),
-        accept_changes=True)
-    one, both = arrays(tmp_path / "one"), arrays(tmp_path / "both")
+    constant = shorter(optimizer=Adam(learning_rate=Constant(peak=1e-3)), task=dataclasses.replace(
+        shorter().task, model=MLP(widths=(32,), dropout=0.2)))  # type: ignore[type-var]
+
+    def run(folder: str, steps: int, **changes: Any) -> dict[str, Any]:
+        fit(tmp_path / folder, dataclasses.replace(constant, steps=steps, **changes),
+            accept_changes=True)
+        return arrays(tmp_path / folder)
+
+    one = run("one", 20)
+    run("both", 6, parallel="pmap", mesh=Mesh(data=8))
+    run("both", 13)
+    both = run("both", 20, parallel="pmap", mesh=Mesh(data=8))
     assert set(one) == set(both)
     assert both["state/seen"] == one["state/seen"]
-    assert [x["step"] for x in metrics(tmp_path / "both")][-1] == 20
+    for path in (p for p in one if p.startswith(("state/params", "state/ema"))):
+        np.testing.assert_allclose(both[path], one[path], rtol=1e-3, atol=2e-4, err_msg=path)
 
 
 @pytest.mark.parametrize(("mesh", "rules", "culprit"), [
@@ -216,11 +226,11 @@ def test_every_mesh_computes_the_same_in_float64() -> None:
         cwd=Path(__file__).parent.parent, env={**os.environ, "JAX_ENABLE_X64": "1"})
     found = {k: v for line in done.stdout.splitlines() for k, v in json.loads(line).items()}
     assert {name: len(losses) for name, losses in found.items()} == {
-        "mlp": 4, "transformer": 4, "resnet": 2}
+        "mlp": 4, "transformer": 4, "rnn": 3, "resnet": 3}
     for name, losses in found.items():
         for mesh, several in losses.items():
             np.testing.assert_allclose(several, losses["one"], rtol=1e-9, err_msg=f"{name} {mesh}")
-        assert losses["one"][-1] != losses["one"][0]
+        assert losses["one"][-2] != losses["one"][0]
 
 
 def test_float64_needs_to_be_enabled() -> None:
@@ -232,10 +242,12 @@ def test_float64_needs_to_be_enabled() -> None:
 
 
 def test_a_run_continues_on_another_number_of_devices(tmp_path: Path) -> None:
-    fit(tmp_path / "one", shorter(steps=20))
-    fit(tmp_path / "many", shorter(steps=10, mesh=Mesh(data=8)))
-    fit(tmp_path / "many", dataclasses.replace(shorter(steps=20), mesh=Mesh(data=1)),
-        accept_changes=True)
+    constant = shorter(optimizer=Adam(learning_rate=Constant(peak=1e-3)))
+    fit(tmp_path / "one", dataclasses.replace(constant, steps=20))
+    fit(tmp_path / "many", dataclasses.replace(constant, steps=10, mesh=Mesh(data=8)))
+    fit(tmp_path / "many", dataclasses.replace(constant, steps=20), accept_changes=True)
     one, many = arrays(tmp_path / "one"), arrays(tmp_path / "many")
     assert many["state/seen"] == one["state/seen"]
+    for path in (p for p in one if p.startswith("state/params")):
+        np.testing.assert_allclose(many[path], one[path], rtol=1e-2, atol=1e-3, err_msg=path)
     assert [x["step"] for x in metrics(tmp_path / "many")][-1] == 20

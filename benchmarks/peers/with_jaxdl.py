@@ -1,5 +1,8 @@
 """The workloads in jaxdl: the compiled step of an experiment, called as the training loop calls it.
 
+The trials of a sweep one after another are such steps too. Stacked in one program (vmap, map) they
+are what a sweep could do: no command of jaxdl runs them yet.
+
 A step here does a little more than those of the peers: it gathers its batch from the data on the
 device, sums the metrics of the log interval and looks for values that are not finite.
 """

@@ -10,6 +10,7 @@ from jax import lax
 from jaxdl.config import Fraction, Size
 from jaxdl.layers import Dropout
 from jaxdl.matmul import contract
+from jaxdl.models.transformer import Dense
 
 Array = jax.Array
 
@@ -45,15 +46,17 @@ class RNN(nn.Module):
 
         embedding = self.param("embedding", nn.initializers.normal(1.),
                                (self.vocabulary, self.embedding))
-        x = embedding[tokens].transpose(1, 2, 0)  # [T, E, B]
+        # A sum over the batch is exact in float32 only, and so is the gradient of this one.
+        exact = jnp.promote_types(embedding.dtype, jnp.float32)
+        x = embedding.astype(exact)[tokens].astype(embedding.dtype)  # [B, T, E]
         for i in range(self.layers):
-            x = Dropout(self.dropout)(x, train)
+            x = Dropout(self.dropout)(x, train).transpose(1, 2, 0)  # [T, E, B]
             kernel = self.param(f"kernel{i + 1}", uniform,
                                 (4 * self.width, x.shape[1] + self.width))
             bias = self.param(f"bias{i + 1}", forget, (4 * self.width,))
-            x = lstm(kernel, bias, x)  # [T, H, B]
+            x = lstm(kernel, bias, x).transpose(2, 0, 1)  # [B, T, H]
         x = Dropout(self.dropout)(x, train)
-        return nn.Dense(self.vocabulary, name="head")(x.transpose(2, 0, 1))  # [B, T, V]
+        return Dense(self.vocabulary, self.width ** -0.5, bias=True, name="head")(x)  # [B, T, V]
 
 
 @jax.custom_vjp

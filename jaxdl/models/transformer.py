@@ -150,7 +150,7 @@ def attention(q: Array, k: Array, v: Array, dropout: Dropout, train: bool) -> Ar
     """Causal attention softmax(q k^T / sqrt(D)) v; q, k, v and the result [B, T, heads, D].
 
     Vaswani et al. (2017), section 3.2.1. Scores and softmax are float32, `dropout` is applied to
-    the weights. GPUs use a fused kernel where they have one.
+    the weights. On CPU the gradient is written out, elsewhere it is JAX's own.
     """
     batch, length, heads, _ = q.shape
     if dropout.rate is not None and train:
@@ -161,8 +161,9 @@ def attention(q: Array, k: Array, v: Array, dropout: Dropout, train: bool) -> Ar
         return _attend(q, k, v, factor)
     if factor is None:
         return jax.nn.dot_product_attention(q, k, v, is_causal=True)
-    weights = _weights(jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32),
-                       q.shape[3]).astype(q.dtype)
+    scores = jnp.einsum("bthd,bshd->bhts", q, k,
+                        preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
+    weights = _weights(scores, q.shape[3]).astype(q.dtype)
     return jnp.einsum("bhts,bshd->bthd", weights * factor.reshape(weights.shape), v)
 
 
