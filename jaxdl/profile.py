@@ -85,7 +85,8 @@ class Profile:
                          key=lambda path: path.stat().st_mtime)
             names = Names(self.program)
             costs = operations(jax.profiler.ProfileData.from_file(str(newest)), names)
-            console.print(table(*costs, names, self.steps, seconds))
+            console.print(table(*costs, names, self.steps, seconds),
+                          width=None if console.is_terminal else 140)
             console.print(f"waiting for data {self._waited / seconds:.1%}; trace in {newest.parent}"
                           " (perfetto_trace.json.gz opens at https://ui.perfetto.dev)",
                           markup=False)
