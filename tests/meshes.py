@@ -116,7 +116,7 @@ def main() -> None:
     for name, build, meshes, count in (
             ("mlp", mlp, ("data", "tensor", "pmap"), steps),
             ("transformer", transformer, ("fsdp", "mixed", "pmap"), steps),
-            ("rnn", rnn, ("data", "pmap"), 5), ("resnet", resnet, ("data", "mixed"), 10)):
+            ("rnn", rnn, ("pmap",), 5), ("resnet", resnet, ("mixed",), 10)):
         experiment = build()
         result = {"one": losses(experiment, Mesh(data=1), "jit", count)}
         for mesh in meshes:
