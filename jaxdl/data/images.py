@@ -89,11 +89,11 @@ class Images:
 
     def prepare(self) -> None:
         """Makes sure that the data is on this machine; `DataMissing` if it cannot be fetched."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define prepare().")
 
     def read(self, split: str) -> Content:
         """The examples of one of `splits`, in an order that never changes."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define read().")
 
     def has(self, split: str) -> bool:
         """Whether `read` takes this split."""

@@ -61,11 +61,11 @@ class PerImage:
 
     def draw(self, key: Array, shape: tuple[int, ...]) -> Any:
         """The random numbers for one image of shape [H, W, C]."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define draw().")
 
     def apply(self, image: Array, drawn: Any) -> Array:
         """One transformed image [H, W, C]."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define apply().")
 
     def __call__(self, batch: Batch, keys: Array) -> Batch:
         image = batch["image"]  # [B, H, W, C]
