@@ -70,8 +70,8 @@ def uniform(key: Array, shape: tuple[int, ...]) -> Array:
 class Conv(nn.Conv):
     """Convolution x * w + b: `nn.Conv` with its arguments, parameters and initial values.
 
-    On CPU it is computed in the form that `jaxdl.conv` finds the fastest, equal to the plain one
-    within 1e-5 of the largest value. x: [B, H, W, C]; kernel: [kh, kw, C, features].
+    On CPU it is computed in the form that `jaxdl.conv` finds the fastest, within 1e-5 of the
+    largest value of the exact result. x: [B, H, W, C]; kernel: [kh, kw, C, features].
     """
 
     conv_general_dilated: Any = conv.convolve
