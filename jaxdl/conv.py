@@ -4,9 +4,9 @@ XLA's convolutions on CPU are slow in places: the gradient in the weights become
 a window as large as the image (a fifth of the processor's rate); before jax 0.11 the forward one
 runs on a single thread at 32 and 64 channels; in a loop (scan, while, map) gradients take 3 to 95
 times as long as outside; and under `vmap` over weights they turn into grouped convolutions.
-`convolve` computes the same function from parts that are fast, each within 1e-5 of the largest value
-of the exact result. (Of the weight gradient over 128 images of 32 x 32 with 64 channels the plain
-form is off by 1.2e-5, "winograd_dot" by 2.1e-6.) The parts:
+`convolve` computes the same function from parts that are fast, each within 1e-5 of the largest
+value of the exact result. (Of the weight gradient over 128 images of 32 x 32 with 64 channels the
+plain form is off by 1.2e-5, "winograd_dot" by 2.1e-6.) The parts:
 
 - "plain": `lax.conv_general_dilated` and its gradients;
 - "winograd": F(4 x 4, 3 x 3) of Lavin & Gray (2015), https://arxiv.org/abs/1509.09308, section 4,
