@@ -47,7 +47,7 @@ def rates(batch: int, height: int, c: int, o: int, kernel: int, stride: int) -> 
     """One row: shape, and GFLOP/s of plain and chosen for each of the three."""
     x = jax.random.normal(jax.random.key(0), (batch, height, height, c))
     w = jax.random.normal(jax.random.key(1), (kernel, kernel, c, o))
-    fast = conv.PLAIN
+    fast = conv.Forms("plain", "plain", "plain")
     if conv.enabled():
         fast = conv.choose(x.shape, w.shape, (stride, stride), True, False)
     side = (kernel // 2, kernel // 2)

@@ -1,11 +1,13 @@
 """The reference workloads as experiments of jaxdl, on random data of the right shapes.
 
 The other contenders of `train.py` build the same networks in `peers/`; sizes are in
-`peers/worker.py`. This file is an experiment too, ResNet-18, for `start.py`:
+`peers/worker.py`. This file is an experiment too: ResNet-18 on little data, for `start.py`, or
+another of the workloads. So the operations of a step that cost most are listed by
 
-    python launch.py --experiment=benchmarks/workloads.py
+    WORKLOAD=lstm python launch.py --experiment=benchmarks/workloads.py --steps=23 --profile=3:23
 """
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -147,7 +149,9 @@ class FirstStep:
 
 
 def config() -> Experiment:
-    """ResNet-18 on little data, for `start.py`."""
+    """The workload that the environment names, else ResNet-18 on little data, for `start.py`."""
+    if "WORKLOAD" in os.environ:
+        return EXPERIMENTS[os.environ["WORKLOAD"]]()
     return replace(resnet18(), data=Random(workload="resnet18", size=1_280),
                    evals={"clock": FirstStep(every=1)})
 

@@ -9,12 +9,15 @@ value of the exact result. (Of the weight gradient over 128 images of 32 x 32 wi
 plain form is off by 1.2e-5, "winograd_dot" by 2.1e-6.) The parts:
 
 - "plain": `lax.conv_general_dilated` and its gradients;
+- "stored": the same of arrays that lie in memory. Else XLA computes the layer before anew inside
+  the weight gradient, at strided places (with jax 0.12 a ResNet-20 step takes 1.3 times as long,
+  with 0.10 as long);
 - "winograd": F(4 x 4, 3 x 3) of Lavin & Gray (2015), https://arxiv.org/abs/1509.09308, section 4,
   for 3 x 3 kernels of stride 1: a quarter of the multiplications, as 36 matrix products. Its
   weight gradient is the transposed algorithm;
 - "winograd_dot": the same, with the transforms of the tiles written as one matrix product each
   instead of as sums: slower or as fast, and quicker to compile;
-- "patches": the windows gathered into a matrix, and one matrix product.
+- "patches": the windows side by side in a matrix, and one matrix product.
 
 The choice is a function of the static shapes (`choose`), which follows measurements of
 `benchmarks/conv.py`; of how often the program will run, because sums compile longer; and of whether
@@ -29,6 +32,7 @@ environment, everything is plain.
 
 import contextlib
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
@@ -44,7 +48,7 @@ from jaxdl import tracing
 from jaxdl.errors import UserError, nearest
 
 Array = jax.Array
-Form = Literal["plain", "patches", "winograd", "winograd_dot"]
+Form = Literal["plain", "stored", "patches", "winograd", "winograd_dot"]
 Pair = tuple[int, int]
 
 ENVIRONMENT = "JAXDL_CONV"
@@ -123,10 +127,9 @@ def convolve(x: Array, w: Array, strides: Sequence[int], padding: str | Sequence
     now = tracing.current()
     sides = tuple((int(low), int(high)) for low, high in padding)
     forms = choose(x.shape, w.shape, tuple(strides), now.runs >= MANY_RUNS, now.loop)
-    if forms == PLAIN:
-        return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=LAYOUT)
     if now.notes is not None:
-        now.notes.update(f"convolutions by {form}" for form in forms if form != "plain")
+        now.notes.update(f"convolutions by {form}" for form in forms
+                         if form not in ("plain", "stored"))
     return forward(Window(x.shape[1:3], w.shape[:2], tuple(strides), sides, forms), x, w)
 
 
@@ -146,7 +149,6 @@ def enabled() -> bool:
 MANY_RUNS = 200
 # Before jax 0.11 XLA's convolutions with 32 or 64 channels run on one thread.
 ONE_THREAD = jax.__version_info__ < (0, 11)
-PLAIN = Forms("plain", "plain", "plain")
 
 
 @functools.cache
@@ -166,7 +168,7 @@ def choose(x: tuple[int, ...], w: tuple[int, ...], strides: tuple[int, ...], man
     n, height, width, _ = x
     few = min(w[2:])
     tiles = n * -(-height // TILE) * -(-width // TILE)
-    forms = PLAIN
+    forms = Forms("plain", "plain", "stored")
     if w[:2] == (3, 3) and strides == (1, 1) and few >= 64:
         if tiles >= 512 and (few >= 128 or ONE_THREAD):
             form: Form = "winograd" if many else "winograd_dot"
@@ -174,11 +176,11 @@ def choose(x: tuple[int, ...], w: tuple[int, ...], strides: tuple[int, ...], man
         if tiles >= 128 and (few >= 128 or tiles >= 2048 or ONE_THREAD):
             forms = forms._replace(weight="winograd_dot")
     elif w[:2] == (1, 1):
-        forms = forms._replace(forward="patches", weight="patches")
-        if strides == (1, 1):
-            forms = forms._replace(input="patches")
-    elif w[:2] == (3, 3) and few >= 64 and (few >= 128 or tiles >= 2048):
-        forms = forms._replace(weight="patches")
+        forms = Forms("patches", "patches", "patches")
+    elif strides != (1, 1):
+        forms = forms._replace(input="patches")
+        if ONE_THREAD or few >= 128 or (few >= 64 and tiles >= 2048):
+            forms = forms._replace(weight="patches")
     return forms
 
 
@@ -248,6 +250,10 @@ def plain_input(window: Window, g: Array, w: Array) -> Array:
     return jax.linear_transpose(lambda x: plain_forward(window, x, w), x)(g)[0]
 
 
+def stored_weight(window: Window, x: Array, g: Array) -> Array:
+    return plain_weight(window, *lax.optimization_barrier((x, g)))
+
+
 def plain_weight(window: Window, x: Array, g: Array) -> Array:
     w = jax.ShapeDtypeStruct((*window.kernel, x.shape[-1], g.shape[-1]), g.dtype)
     return jax.linear_transpose(lambda w: plain_forward(window, x, w), w)(g)[0]
@@ -257,23 +263,11 @@ def plain_weight(window: Window, x: Array, g: Array) -> Array:
 
 def patches(x: Array, kernel: Sequence[int], strides: Sequence[int],
             padding: Sequence[Pair]) -> Array:
-    """The windows of x [N, H, W, C]: [N, H', W', kh * kw * C].
-
-    A row of a window lies contiguously in memory, so that it is gathered as one piece: 3 to 6 times
-    as fast as concatenating kh * kw shifted images.
-    """
-    n, _, _, c = x.shape
-    sides = [(low, high, 0) for low, high in padding]
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *sides, (0, 0, 0)))
-    height, width = ((size - k) // stride + 1
-                     for size, k, stride in zip(x.shape[1:3], kernel, strides, strict=True))
-    row = np.arange(height)[:, None, None] * strides[0] + np.arange(kernel[0])
-    column = np.arange(width)[:, None] * strides[1] * c
-    starts = np.stack(np.broadcast_arrays(row, column), -1)  # [H', W', kh, 2]
-    rows = lax.gather(x.reshape(n, x.shape[1], -1), jnp.asarray(starts, jnp.int32),
-                      lax.GatherDimensionNumbers((0, 4), (1,), (1, 2)), (n, 1, kernel[1] * c),
-                      mode="promise_in_bounds")  # [N, H', W', kh, kw * C]
-    return rows.reshape(n, height, width, -1)
+    """The windows of x [N, H, W, C]: [N, H', W', kh * kw * C]."""
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*side, 0) for side in padding), (0,) * 3))
+    ends = [size - k + 1 for size, k in zip(x.shape[1:3], kernel, strict=True)]
+    return jnp.concatenate([x[:, i:ends[0] + i:strides[0], j:ends[1] + j:strides[1]]
+                            for i, j in np.ndindex(*kernel)], -1)
 
 
 def patches_forward(window: Window, x: Array, w: Array) -> Array:
@@ -282,13 +276,20 @@ def patches_forward(window: Window, x: Array, w: Array) -> Array:
 
 
 def patches_input(window: Window, g: Array, w: Array) -> Array:
-    """Forward from g, spread by the strides, with the kernel turned around."""
-    sides = transposed(window)
-    if any(stride > 1 for stride in window.strides):
-        g = lax.pad(g, jnp.zeros((), g.dtype),
-                    ((0, 0, 0), *((0, 0, stride - 1) for stride in window.strides), (0, 0, 0)))
-    rows = patches(g, window.kernel, (1, 1), sides)
-    return jnp.tensordot(rows, turned(w).reshape(-1, w.shape[2]), 1)
+    """Forward from g with the kernel turned around, where it is not spread by strides and its
+    windows are not larger than those of x. Else the windows of the gradient, added up."""
+    if window.strides == (1, 1) and w.shape[2] >= w.shape[3]:
+        rows = patches(g, window.kernel, (1, 1), transposed(window))
+        return jnp.tensordot(rows, turned(w).reshape(-1, w.shape[2]), 1)
+    rows = jnp.tensordot(g, w.reshape(-1, w.shape[-1]), ((3,), (1,)))  # [N, H', W', kh * kw * C]
+    parts = jnp.split(rows, math.prod(window.kernel), -1)
+    zero, x = jnp.zeros((), g.dtype), jnp.zeros((), g.dtype)
+    for place, part in zip(np.ndindex(*window.kernel), parts, strict=True):
+        sides = [(i - low, size - i + low - (length - 1) * stride - 1, stride - 1)
+                 for i, (low, _), size, length, stride in zip(
+                     place, window.padding, window.size, g.shape[1:3], window.strides, strict=True)]
+        x += lax.pad(part, zero, ((0, 0, 0), *sides, (0, 0, 0)))
+    return x
 
 
 def patches_weight(window: Window, x: Array, g: Array) -> Array:
@@ -303,7 +304,8 @@ def turned(w: Array) -> Array:
 
 
 def transposed(window: Window) -> list[Pair]:
-    """The padding of the spread gradient that gives `window.size` again; may be negative."""
+    """The padding of the gradient that gives `window.size` again, without strides; it may be
+    negative."""
     sides = []
     for size, k, stride, (low, high) in zip(
             window.size, window.kernel, window.strides, window.padding, strict=True):
@@ -438,6 +440,6 @@ INPUT: dict[Form, Map] = {
     "winograd": functools.partial(winograd_input, sums),
     "winograd_dot": functools.partial(winograd_input, product)}
 WEIGHT: dict[Form, Map] = {
-    "plain": plain_weight, "patches": patches_weight,
+    "plain": plain_weight, "stored": stored_weight, "patches": patches_weight,
     "winograd": functools.partial(winograd_weight, sums),
     "winograd_dot": functools.partial(winograd_weight, product)}

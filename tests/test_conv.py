@@ -14,6 +14,7 @@ from jaxdl.tracing import tracing
 Array = jax.Array
 
 PATCHES = conv.Forms("patches", "patches", "patches")
+STORED = conv.Forms("plain", "plain", "stored")
 DOT = conv.Forms("winograd_dot", "winograd_dot", "winograd_dot")
 
 
@@ -45,18 +46,19 @@ def all_three(x: Array, w: Array, stride: int, padding: object) -> tuple[Array, 
     return y, *pull(normal(3, *y.shape).astype(y.dtype))
 
 
-@pytest.mark.parametrize(("height", "width", "kernel", "stride", "padding"), [
-    (8, 8, 3, 1, ((1, 1), (1, 1))), (7, 9, 3, 1, "SAME"), (9, 6, 3, 1, "VALID"),
-    (5, 6, 3, 1, ((2, 0), (0, 3))), (9, 8, 3, 2, "SAME"), (8, 11, 5, 2, ((2, 2), (2, 2))),
-    (11, 9, 7, 2, ((3, 3), (3, 3))), (7, 8, 1, 2, "VALID"), (6, 5, 1, 1, "SAME"),
-    (7, 7, 2, 3, "VALID")])
-def test_forms_equal_plain(forced, height: int, width: int, kernel: int, stride: int,
-                           padding: object):
-    x, w = normal(0, 2, height, width, 3), normal(1, kernel, kernel, 3, 4)
+@pytest.mark.parametrize(("height", "width", "channels", "kernel", "stride", "padding"), [
+    (8, 8, (3, 4), 3, 1, ((1, 1), (1, 1))), (7, 9, (4, 3), 3, 1, "SAME"),
+    (9, 6, (3, 4), 3, 1, "VALID"), (5, 6, (4, 3), 3, 1, ((2, 0), (0, 3))),
+    (9, 8, (3, 4), 3, 2, "SAME"), (8, 11, (4, 3), 5, 2, ((2, 2), (2, 2))),
+    (11, 9, (3, 4), 7, 2, ((3, 3), (3, 3))), (7, 8, (3, 4), 1, 2, "VALID"),
+    (6, 5, (4, 3), 1, 1, "SAME"), (7, 7, (3, 4), 2, 3, "VALID")])
+def test_forms_equal_plain(forced, height: int, width: int, channels: tuple[int, int], kernel: int,
+                           stride: int, padding: object):
+    x, w = normal(0, 2, height, width, channels[0]), normal(1, kernel, kernel, *channels)
     three = jax.jit(all_three, static_argnums=(2, 3))
     with conv.plain():
         plain = three(x, w, stride, padding)
-    forms = [PATCHES]
+    forms = [PATCHES, STORED]
     if kernel == 3 and stride == 1:
         forms += [DOT, conv.Forms("winograd", "winograd", "winograd")]
     for choice in forms:
@@ -69,16 +71,18 @@ def test_winograd_is_exact_enough_at_many_channels(forced):
     x, w = normal(0, 4, 8, 8, 256), normal(1, 3, 3, 256, 256)
     plain = convolve(x, w)
     for form in ("winograd", "winograd_dot"):
-        forced(conv.PLAIN._replace(forward=form))
+        forced(STORED._replace(forward=form))
         assert jnp.abs(convolve(x, w) - plain).max() < 6e-6 * jnp.abs(plain).max()
 
 
 def test_the_choice():
-    assert conv.choose((128, 32, 32, 16), (3, 3, 16, 16), (1, 1), True, False) == conv.PLAIN
+    assert conv.choose((128, 32, 32, 16), (3, 3, 16, 16), (1, 1), True, False) == STORED
     large = ((128, 16, 16, 128), (3, 3, 128, 128), (1, 1))
     assert conv.choose(*large, False, False) == DOT
     assert conv.choose(*large, True, False) == ("winograd", "winograd", "winograd_dot")
     assert conv.choose(*large, True, True) == PATCHES
+    strided = conv.choose((128, 32, 32, 16), (3, 3, 16, 32), (2, 2), True, False)
+    assert (strided.forward, strided.input) == ("plain", "patches")
 
 
 def test_layer_has_the_parameters_of_linen():
