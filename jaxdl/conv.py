@@ -264,7 +264,8 @@ def plain_weight(window: Window, x: Array, g: Array) -> Array:
 def patches(x: Array, kernel: Sequence[int], strides: Sequence[int],
             padding: Sequence[Pair]) -> Array:
     """The windows of x [N, H, W, C]: [N, H', W', kh * kw * C]."""
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*side, 0) for side in padding), (0,) * 3))
+    sides = [(low, high, 0) for low, high in padding]
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *sides, (0, 0, 0)))
     ends = [size - k + 1 for size, k in zip(x.shape[1:3], kernel, strict=True)]
     return jnp.concatenate([x[:, i:ends[0] + i:strides[0], j:ends[1] + j:strides[1]]
                             for i, j in np.ndindex(*kernel)], -1)
