@@ -16,6 +16,7 @@ from worker import (
     WIDTHS,
     Job,
     examples,
+    matrices,
     serve,
 )
 
@@ -209,7 +210,23 @@ def sweep(workload: str, mapped: bool) -> Job:
                f"jax {jax.__version__}")
 
 
+def products() -> Job:
+    """A dense layer and its gradients, without anything around them."""
+    x, w, g = jax.device_put(matrices())
+    compiled = jax.jit(lambda x, w, g: (x @ w, g @ w.T, x.T @ g))
+
+    def run(steps: int) -> float:
+        result: Any = None
+        for _ in range(steps):
+            result = compiled(x, w, g)
+        return float(jax.block_until_ready(result)[0][0, 0])
+
+    return Job(lambda: w.size, run, jax.devices()[0].device_kind, f"jax {jax.__version__}")
+
+
 def build(workload: str, mapped: bool) -> Job:
+    if workload == "products":
+        return products()
     if workload.endswith("_sweep"):
         return sweep(workload, mapped)
     params, statistics, loss = network(workload)

@@ -15,6 +15,7 @@ from worker import (
     Job,
     examples,
     is_text,
+    matrices,
     serve,
     text,
 )
@@ -24,6 +25,7 @@ from torch import nn
 from torch.nn import functional as F
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+KIND = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
 
 
 class Block(nn.Module):
@@ -124,7 +126,24 @@ def optimizer(workload: str, params: Any, rate: float = 0.01) -> torch.optim.Opt
     return torch.optim.SGD(params, rate, momentum=0.9)
 
 
+def products() -> Job:
+    """A dense layer and its gradients, without anything around them."""
+    x, w, g = (torch.tensor(a).to(DEVICE) for a in matrices())
+
+    def run(count: int) -> float:
+        result: Any = None
+        for _ in range(count):
+            result = x @ w, g @ w.T, x.T @ g
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        return float(result[0][0, 0])
+
+    return Job(w.numel, run, KIND, f"torch {torch.__version__}")
+
+
 def build(workload: str, compiled: bool) -> Job:
+    if workload == "products":
+        return products()
     torch.manual_seed(0)
     trials = TRIALS if workload.endswith("_sweep") else 1
     x, y = (torch.tensor(a).to(DEVICE) for a in examples(workload))
@@ -157,11 +176,10 @@ def build(workload: str, compiled: bool) -> Job:
             torch.cuda.synchronize()
         return float(loss)
 
-    kind = torch.cuda.get_device_name() if DEVICE == "cuda" else "cpu"
     parameters = sum(p.numel() for p in nets[0].parameters())
     if workload == "lstm":
         parameters -= 4 * LSTM["width"]  # the second bias vector
-    return Job(lambda: parameters, run, kind, f"torch {torch.__version__}")
+    return Job(lambda: parameters, run, KIND, f"torch {torch.__version__}")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ VOCABULARY = 65
 GPT = {"layers": 6, "width": 384, "heads": 6, "block": 256, "batch": 12}
 LSTM = {"width": 256, "embedding": 64, "block": 128, "batch": 64}
 CNN = (3, 16, 32, 64)  # channels of the small CNN: 3 x 3 convolutions of stride 2
+PRODUCTS = (3072, 384, 1536)  # rows, inputs and outputs of a dense layer of the GPT
 TRIALS = 8
 RATES = tuple(float(x) for x in np.linspace(0.001, 0.1, TRIALS))  # learning rates of a sweep
 
@@ -67,6 +68,15 @@ def images() -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
     x = random.integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)
     return x, random.integers(0, CLASSES, len(x), dtype=np.int32)
+
+
+def matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x [M, K], w [K, N] and the gradient of x w [M, N], float32."""
+    random = np.random.default_rng(0)
+    m, k, n = PRODUCTS
+    x, w, g = (random.standard_normal(shape, dtype=np.float32) for shape in (
+        (m, k), (k, n), (m, n)))
+    return x, w, g
 
 
 @dataclass
