@@ -345,6 +345,27 @@ def _compare(stored: Mapping[str, Any], target: Mapping[str, Any], file: Path) -
                         f"{'; '.join(problems[:2])}{more}.")
 
 
+def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a committed step by path, verified; of random keys, their data.
+
+    Args:
+      folder: a run's `checkpoints` directory.
+      step: a committed one.
+    """
+    import orbax.checkpoint as orbax
+
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    kinds = {p: orbax.ArrayRestoreArgs(sharding=here) if dtype.startswith("key")
+             else orbax.RestoreArgs(restore_type=np.ndarray)
+             for p, (_, dtype) in verify(folder, step)["arrays"].items()}
+    restored = orbax.PyTreeCheckpointer().restore(
+        folder.absolute() / "arrays" / str(step) / "default",
+        args=orbax.args.PyTreeRestore(restore_args=_nested(kinds)))
+    flat: dict[str, Any] = traverse_util.flatten_dict(restored, sep="/")
+    return {p: np.asarray(jax.random.key_data(x) if isinstance(x, jax.Array) else x)
+            for p, x in flat.items()}
+
+
 # Starting from another run's parameters.
 
 

@@ -71,6 +71,21 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """How often to kill a run, and where to keep what is compared.
+
+    Attributes:
+      kills: how often it is killed.
+      moments: another number, other moments.
+      workdir: a new directory for the two runs. None makes runs/NAME/verify-resume-DATE_TIME.
+    """
+
+    kills: int = 4
+    moments: int = 0
+    workdir: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShowOptions:
     """Prints the experiment as a tree; leaves that the command line changed are marked."""
 
@@ -80,6 +95,7 @@ class Command:
     """A parsed command line.
 
     Attributes:
+      target: what --experiment named.
       name: of the experiment.
       experiment: with the typed leaves replaced.
       typed: those leaves.
@@ -91,6 +107,7 @@ class Command:
       original: the experiment as the file or the run has it.
     """
 
+    target: str
     name: str
     experiment: "Experiment"
     typed: dict[str, Any]
@@ -201,6 +218,13 @@ def evaluate(command: Command) -> int:
     return 0
 
 
+def verify_resume(command: Command) -> int:
+    """Kills runs of an experiment, and compares what continues with a run that was left alone."""
+    from jaxdl import resume
+
+    return resume.verify(command)
+
+
 def show(command: Command) -> int:
     """Prints the experiment as a tree."""
     def lines(node: Any, was: Any, name: str, depth: int) -> Iterator[str]:
@@ -237,6 +261,9 @@ class Mode:
 MODES = {
     "train": Mode(train, TrainOptions, "train an experiment or continue a run (the default)"),
     "evaluate": Mode(evaluate, EvaluateOptions, "print the metrics of a run's checkpoint"),
+    "verify-resume": Mode(verify_resume, VerifyOptions,
+                          "kill a run, continue it, and compare it bit by bit with one that was "
+                          "not killed"),
     "show": Mode(show, ShowOptions, "print the experiment as a tree, changed leaves marked"),
 }
 
@@ -277,9 +304,9 @@ def _main(args: list[str]) -> int:
     wants_help = any(a in ("--help", "-h") for a in args)
     target, args = _take(args, "experiment")
     if target is None and wants_help:
-        modes = [f"  {name:10} {m.help}" for name, m in MODES.items()]
-        modes.append(f"  {'list':10} list the experiments")
-        modes.append(f"  {'launch':10} run a mode in --processes=N processes of this machine")
+        modes = [f"  {name:13} {m.help}" for name, m in MODES.items()]
+        modes.append(f"  {'list':13} list the experiments")
+        modes.append(f"  {'launch':13} run a mode in --processes=N processes of this machine")
         print(USAGE.format(modes="\n".join(modes)))
         return 0
     if mode == "list":
@@ -288,8 +315,8 @@ def _main(args: list[str]) -> int:
         return list_experiments()
     if target is None:
         raise UserError("--experiment=NAME|FILE|RUN_DIR is missing; 'list' shows the names.")
-    if mode == "show":
-        return show(parse(mode, target, args))
+    if mode in ("show", "verify-resume"):  # They are no processes of a run.
+        return MODES[mode].run(parse(mode, target, args))
     from jaxdl import distributed
 
     with distributed.joined():
@@ -372,7 +399,8 @@ def parse(mode: str, target: str, args: list[str]) -> Command:
         hint = dict(config.leaves(experiment))[leaf].hint
         if not config.fits(value, hint):
             raise UserError(f"--{leaf}={value}: expected {config.describe(hint)}.")
-    return Command(name, changed, typed, options, modules, expected, run, stand_in, experiment)
+    return Command(target, name, changed, typed, options, modules, expected, run, stand_in,
+                   experiment)
 
 
 # Flags. tyro parses them; it gets a dataclass made for this very experiment, in which each node is

@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxdl import allocator, compilation, config, cost, distributed, parallel, record
 from jaxdl.checkpoint import Checkpoints, committed, load, overlay, select
+from jaxdl.clock import Clock
 from jaxdl.data.loader import Inputs, ahead, shuffled
 from jaxdl.data.source import Source
 from jaxdl.errors import RunError, UserError, nearest
@@ -276,44 +277,6 @@ class Progress:
     stopped: bool = False
 
 
-class Clock:
-    """Steps a second, and the part of the time spent waiting for data, without evaluations and
-    saves. Where the host runs ahead of the device, an interval takes until its numbers arrive;
-    where the device is the host, until its last step is dispatched. The longer of both is right."""
-
-    def __init__(self) -> None:
-        self._began = self._left = time.perf_counter()
-        self._steps, self._waited = 0, 0.0
-
-    @contextlib.contextmanager
-    def waiting(self, steps: int) -> Iterator[None]:
-        """The time inside is spent waiting for the data of so many steps."""
-        began = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - began
-        self._steps += steps
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """The time inside does not count."""
-        began = time.perf_counter()
-        yield
-        self._began += time.perf_counter() - began
-        self._left += time.perf_counter() - began
-
-    def dispatched(self) -> tuple[int, float, float]:
-        """(steps, seconds waited, seconds) since the last call."""
-        left, self._left = self._left, time.perf_counter()
-        counts = self._steps, self._waited, self._left - left
-        self._steps, self._waited = 0, 0.0
-        return counts
-
-    def arrived(self) -> float:
-        """Seconds since the last call."""
-        began, self._began = self._began, time.perf_counter()
-        return max(self._began - began, 1e-9)
-
-
 class NonFinite(Exception):
     """A step whose loss or gradient was NaN or infinite."""
 
@@ -351,14 +314,15 @@ def fit(experiment: Experiment, run: record.Run, *, sinks: tuple[str, ...] = (),
         devices = parallel.arrange(experiment.mesh, experiment.rules)
         validate(experiment, devices)
         opened = splits(experiment)
-        folder = run.folder / "checkpoints"
+        clock, folder = Clock(), run.folder / "checkpoints"
+        clock.enter("compile", 0)
         fresh = distributed.by_leader(lambda: not committed(folder))
         program = Program(experiment, opened("train"), devices, fresh=fresh)
         signals.poll()
         try:
             with (contextlib.closing(Checkpoints(folder, experiment.keep)) as checkpoints,
                   distributed.together()):
-                return _Fit(experiment, run, program, checkpoints, opened, signals,
+                return _Fit(experiment, run, program, checkpoints, opened, signals, clock,
                             profile)(sinks)
         except OSError as error:
             raise RunError(f"{error.filename or run.folder}: {error.strerror}; what is committed "
@@ -370,10 +334,10 @@ class _Fit:
 
     def __init__(self, experiment: Experiment, run: record.Run, program: Program,
                  checkpoints: Checkpoints, opened: Callable[[str], Source],
-                 signals: Signals, profile: range | None = None) -> None:
+                 signals: Signals, clock: Clock, profile: range | None = None) -> None:
         self.experiment, self.run, self.program = experiment, run, program
         self.checkpoints, self.opened, self.signals = checkpoints, opened, signals
-        self.progress, self.clock = Progress(), Clock()
+        self.progress, self.clock = Progress(), clock
         self.compiled: dict[Any, Any] = {}  # of the evaluators
         self.pending: tuple[int, tuple[int, float, float], Window] | None = None
         self.all_finite = jax.jit(_all_finite)
@@ -397,6 +361,7 @@ class _Fit:
             self.profile.check(start)
         self.run.start(start, program.devices.mesh.devices.flat, sinks, self.due(start))
         if start < end:
+            self.clock.enter("compile", start)
             compiled = (compiling or program.compile()).result()
             memory = compiled.memory_analysis()
             self.count_flops()
@@ -435,6 +400,7 @@ class _Fit:
     def begin(self) -> tuple[int, Carry]:
         """(step, carry) of the newest checkpoint, or of a fresh start."""
         program, run = self.program, self.run
+        self.clock.enter("restore", 0)
         restored = self.checkpoints.restore(program.target)
         if restored is not None:
             carry, meta, skipped = restored
@@ -492,6 +458,7 @@ class _Fit:
                 count = min(program.fused, self.until(step))
                 with clock.waiting(count):
                     batches = list(itertools.islice(stream, count))
+                clock.enter("step", step, batches)
                 carry = advance(carry, batches)
                 step += count
                 progress.evaluated.clear()
@@ -523,7 +490,7 @@ class _Fit:
         if step == (self.profile.steps.start if begin else self.profile.steps.stop):
             jax.block_until_ready(carry)
             self.flush()
-            with self.clock.paused():
+            with self.clock.paused("profile", step):
                 self.profile.start() if begin else self.profile.stop()
 
     def keep(self, step: int, carry: Carry) -> None:
@@ -569,7 +536,7 @@ class _Fit:
         """Runs the evaluators that are due; whether the ranked metric improved."""
         self.flush(carry)
         improved, ranking, progress = False, self.experiment.best, self.progress
-        with self.clock.paused():
+        with self.clock.paused("evaluate", step):
             for name in self.due(step):
                 values = self.experiment.evals[name](self.experiment.task, carry.state, Context(
                     name=name, step=step, source=self.opened, devices=self.program.devices,
@@ -599,7 +566,7 @@ class _Fit:
     def save(self, step: int, carry: Carry) -> None:
         """Starts a checkpoint, once all numbers up to here are in the log."""
         self.flush(carry)
-        with self.clock.paused():
+        with self.clock.paused("save", step):
             if not self.all_finite(carry.state):
                 raise NonFinite(step, "parameters are")
             self.run.sync()

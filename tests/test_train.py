@@ -1,7 +1,6 @@
 """The loop: it resumes to the bit, never waits for the device, compiles once, leaves cleanly."""
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -17,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl import config, record, train
-from jaxdl.checkpoint import committed, parameters, verify
+from jaxdl import checkpoint, config, record, train
+from jaxdl.checkpoint import committed, parameters
 from jaxdl.errors import RunError, UserError
 from jaxdl.evaluate import Evaluate
 from jaxdl.experiment import Best, Experiment, InitFrom
 from jaxdl.optimizer import SGD, Constant
 from jaxdl.process import Preempted
+from jaxdl.resume import metrics
 from jaxdl.task import Aux, Mean
 from jaxdl.tasks.classification import Classification
 from tests.tiny import shorter
@@ -40,26 +40,10 @@ def fit(folder: Path, experiment: Experiment, **options: Any) -> train.Progress:
     return train.fit(experiment, run_of(folder, experiment, **options))
 
 
-def metrics(folder: Path) -> list[dict[str, float]]:
-    """The log without what a clock measured."""
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in (
-        "train/examples_per_second", "train/data_wait", "train/flops_per_second", "train/mfu",
-        "train/memory_peak")} for line in lines]
-
-
 def arrays(folder: Path) -> dict[str, np.ndarray]:
     """Every array of the newest checkpoint, as bytes can tell them apart."""
-    import orbax.checkpoint as orbax
-    from flax import traverse_util
-
-    step = committed(folder / "checkpoints")[-1]
-    verify(folder / "checkpoints", step)
-    tree = orbax.PyTreeCheckpointer().restore(folder / "checkpoints" / "arrays" / str(step) /
-                                              "default")
-    flat = traverse_util.flatten_dict(tree, sep="/")
-    return {p: np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
-                          else x) for p, x in flat.items()}
+    folder = folder / "checkpoints"
+    return checkpoint.arrays(folder, committed(folder)[-1])
 
 
 def launch(folder: Path, **environment: str) -> subprocess.Popen[str]:

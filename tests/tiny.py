@@ -1,7 +1,8 @@
 """A small experiment with all that can go wrong on resume: dropout, batch norm, EMA, augmentation,
 a schedule, weight decay, and an order of data over several epochs.
 
-With JAXDL_TEST_KILL=N in the environment the process kills itself when it reads example N.
+With JAXDL_TEST_KILL=N in the environment the process kills itself when it reads example N. With
+JAXDL_TEST_UNSEEDED the order of the data is another one in each process.
 """
 
 import os
@@ -26,6 +27,8 @@ class Mortal(Arrays):
         kill = int(os.environ.get("JAXDL_TEST_KILL", "-1"))
         if position <= kill < position + batch_size:
             os.kill(os.getpid(), signal.SIGKILL)
+        if "JAXDL_TEST_UNSEEDED" in os.environ:
+            position += batch_size * os.getpid()
         return super().index(seed, position, batch_size)
 
 
