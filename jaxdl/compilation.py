@@ -27,7 +27,7 @@ def keep_programs() -> None:
         jax.monitoring.register_event_listener(lambda event, **_: _counts.update((event,)))
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         try:
-            folder().mkdir(parents=True, exist_ok=True)
+            folder().mkdir(0o700, parents=True, exist_ok=True)  # What it holds is executed.
         except OSError as error:
             print(f"note: compiled programs are not kept: {folder()}: {error.strerror}.",
                   file=sys.stderr)

@@ -57,6 +57,7 @@ def test_programs_are_kept_between_processes(tmp_path: Path) -> None:
     found, missed, folder = run(code, XDG_CACHE_HOME=str(tmp_path))
     assert int(found) == 0 < int(missed)
     assert Path(folder).parent == tmp_path / "jaxdl" / "programs"
+    assert Path(folder).stat().st_mode & 0o77 == 0  # What it holds is executed.
     again, none, _ = run(code, XDG_CACHE_HOME=str(tmp_path))
     assert (again, none) == (missed, "0")
     _, other, _ = run(PROGRAM.format(addend=2), XDG_CACHE_HOME=str(tmp_path))
