@@ -26,6 +26,7 @@ from rich.table import Table
 
 from jaxdl import allocator, config, parallel, record, train
 from jaxdl.checkpoint import Checkpoints
+from jaxdl.clock import Clock
 from jaxdl.data.digits import Digits
 from jaxdl.data.source import permutation
 from jaxdl.experiment import Experiment
@@ -118,7 +119,7 @@ def pairs(experiment: Experiment, other: Any, chunk: int) -> np.ndarray:
         run = record.Run(Path(folder), record.Recorded("loop", config.to_json(experiment), None,
                                                        None, ""), overrides={})
         train._Fit(experiment, run, program, Checkpoints(Path(folder) / "checkpoints"),
-                   experiment.data.open, signals)(())
+                   experiment.data.open, signals, Clock())(())
         run.close()
     return np.array(times)
 

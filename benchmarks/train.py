@@ -153,7 +153,7 @@ def rows(workload: str, results: list[Result]) -> Iterator[tuple[str, ...]]:
             if workload.startswith("resnet") and not result.name.startswith("torch"):
                 goal = "{:.1f} ({:.1f}) for jaxdl".format(*JAX_GOAL)
         yield (facts.title if result is results[0] else "", result.name,
-               f"{facts.units / step:,.4g} {facts.unit}", f"{step * 1e3:.3g}",
+               f"{facts.units / step:,.4g} {facts.unit}", f"{step * 1e3:,.4g}",
                f"{result.ready['first']:.1f}", ratio, between, faster, goal)
 
 
