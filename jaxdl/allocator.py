@@ -14,9 +14,9 @@ mallopt(3) keep freed blocks in the heap:
 Without the last one nothing is won: relative to glibc's defaults, steps took 1.04 (LSTM) and 0.99
 (ResNet-20) of the time, and with all four 0.85 and 0.85.
 
-The price: a process stays as large as it has ever been, and steps of a millisecond wait for that one
-heap (an MLP took 1.07 to 1.14 of the time). JAXDL_MALLOC=default turns it off. `benchmarks/train.py`
-shows steps with and without.
+The price: a process stays as large as it has ever been, and the threads of very short steps wait
+for that heap (an MLP took 1.07 to 1.14 of the time). JAXDL_MALLOC=default turns it off.
+`benchmarks/train.py` shows steps with and without.
 """
 
 import ctypes
