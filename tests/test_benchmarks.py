@@ -33,7 +33,7 @@ def test_ratios_are_taken_within_a_round_and_against_the_fastest_peer(monkeypatc
     results = train.related([ours, slow, fast], ["torch", "torch tuned"])
     assert results[0].ratios == [2., 2., 2.] and results[1].behind == [3., 2.25, 3.]
     row = next(iter(train.rows("mlp", results)))
-    assert row[1:4] == ("jaxdl", "0.5 steps/s", "2e+03") and row[5] == "2.00"
+    assert row[1:4] == ("jaxdl", "0.5 steps/s", "2,000") and row[5] == "2.00"
     assert row[8] == "2.10 (2.30)"
 
 
