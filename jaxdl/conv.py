@@ -307,12 +307,8 @@ def turned(w: Array) -> Array:
 def transposed(window: Window) -> list[Pair]:
     """The padding of the gradient that gives `window.size` again, without strides; it may be
     negative."""
-    sides = []
-    for size, k, stride, (low, high) in zip(
-            window.size, window.kernel, window.strides, window.padding, strict=True):
-        spread = (size + low + high - k) // stride * stride + 1
-        sides.append((k - 1 - low, size + low - spread))
-    return sides
+    return [(k - 1 - low, k - 1 - high)
+            for k, (low, high) in zip(window.kernel, window.padding, strict=True)]
 
 
 # ---- Winograd ------------------------------------------------------------------------------------
