@@ -31,7 +31,7 @@ class Clock:
         self._file = open(path, "a") if path and distributed.leads() else None  # noqa: SIM115
 
     def enter(self, section: str, step: int, batches: Sequence[Mapping[str, Any]] = ()) -> None:
-        """A section begins: "compile", "restore", "step", "evaluate" or "save".
+        """A section begins: "compile", "restore", "step", "evaluate", "save" or "profile".
 
         Args:
           section: its name.

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
-from jaxdl import clock
+from jaxdl import clock, record
 from jaxdl.checkpoint import arrays, committed
 from jaxdl.errors import RunError, UserError
 from jaxdl.record import console
@@ -88,7 +88,9 @@ def verify(command: "Command") -> int:
     straight = Child(folder / "straight", arguments)
     with console.status("training without a kill"):
         straight.finish()
-    sections = read(straight.sections)
+    sections, recorded = read(straight.sections), record.read(folder / "straight")
+    if recorded is not None and recorded.stand_in:
+        record.announce(recorded.stand_in, "The declared data is not here; see the logs.")
     console.print(f"trained {int(changes.get('steps', command.experiment.steps)):,} steps without "
                   "a kill", markup=False)
     kills = list(killed(folder / "killed", arguments, sections, options.kills,
