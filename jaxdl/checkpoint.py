@@ -18,7 +18,7 @@ import shutil
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,9 +28,6 @@ from jaxdl import distributed
 from jaxdl.errors import RunError, UserError, nearest
 from jaxdl.parallel import bytes_of
 from jaxdl.task import named
-
-if TYPE_CHECKING:
-    from jaxdl.experiment import InitFrom
 
 FORMAT = 1
 
@@ -345,60 +342,28 @@ def _compare(stored: Mapping[str, Any], target: Mapping[str, Any], file: Path) -
                         f"{'; '.join(problems[:2])}{more}.")
 
 
-def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
-    """Every array of a committed step by path, verified; of random keys, their data.
+def arrays(folder: Path, step: int, pattern: str = ".*") -> dict[str, np.ndarray]:
+    """The arrays of a committed step by path, verified; of random keys, their data.
 
     Args:
       folder: a run's `checkpoints` directory.
       step: a committed one.
+      pattern: regex that a whole path, such as "state/params/head/kernel", must match.
     """
     import orbax.checkpoint as orbax
 
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    stored = distributed.by_leader(lambda: verify(folder, step))["arrays"]
     kinds = {p: orbax.ArrayRestoreArgs(sharding=here) if dtype.startswith("key")
              else orbax.RestoreArgs(restore_type=np.ndarray)
-             for p, (_, dtype) in verify(folder, step)["arrays"].items()}
+             for p, (_, dtype) in stored.items() if re.fullmatch(pattern, p)}
     restored = orbax.PyTreeCheckpointer().restore(
-        folder.absolute() / "arrays" / str(step) / "default",
-        args=orbax.args.PyTreeRestore(restore_args=_nested(kinds)))
+        folder.absolute() / "arrays" / str(step) / "default", args=orbax.args.PyTreeRestore(
+            item=_nested(dict.fromkeys(kinds, 0)), partial_restore=True,
+            restore_args=_nested(kinds)))
     flat: dict[str, Any] = traverse_util.flatten_dict(restored, sep="/")
     return {p: np.asarray(jax.random.key_data(x) if isinstance(x, jax.Array) else x)
             for p, x in flat.items()}
-
-
-# Starting from another run's parameters.
-
-
-def parameters(run: Path, step: str) -> tuple[int, dict[str, np.ndarray]]:
-    """(step, arrays by path) of another run: "params/...", "mutable/...".
-
-    Frozen parameters count as params, and an average, where one is kept, stands for them.
-
-    Args:
-      run: its directory.
-      step: "best", "last" or a number.
-    """
-    import orbax.checkpoint as orbax
-
-    folder = (run / "checkpoints").absolute()
-    number = distributed.by_leader(lambda: select(run, step))
-    try:
-        manifest = distributed.by_leader(lambda: verify(folder, number))
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    wanted = {p: np.empty(shape, dtype) for p, (shape, dtype) in manifest["arrays"].items()
-              if re.match(r"state/(params|frozen|mutable|ema)/", p)}
-    tree = _nested(wanted)
-    restored = orbax.PyTreeCheckpointer().restore(
-        folder / "arrays" / str(number) / "default", args=orbax.args.PyTreeRestore(
-            item=tree, partial_restore=True, restore_args=jax.tree.map(
-                lambda _: orbax.RestoreArgs(restore_type=np.ndarray), tree)))
-    found = traverse_util.flatten_dict(restored, sep="/")
-    flat: dict[str, Any] = {p.removeprefix("state/"): x for p, x in found.items()}
-    for old in ("frozen/", "ema/"):
-        flat = {**{p: x for p, x in flat.items() if not p.startswith(old)},
-                **{"params/" + p[len(old):]: x for p, x in flat.items() if p.startswith(old)}}
-    return number, flat
 
 
 def select(run: Path, step: str) -> int:
@@ -418,42 +383,6 @@ def select(run: Path, step: str) -> int:
         raise UserError(f"{run}: has no checkpoint {step!r}; it has {', '.join(map(str, steps))}, "
                         "'last' and 'best'.")
     return int(step)
-
-
-def overlay(state: Any, init: "InitFrom") -> tuple[Any, str]:
-    """(the state with parameters from another run, a line that says what was taken)."""
-    assert init.path is not None
-    run = Path(init.path).expanduser()
-    number, stored = parameters(run, init.step)
-    for pattern, replacement in init.rename:
-        stored = {re.sub(pattern, replacement, p): x for p, x in stored.items()}
-    stored.pop("", None)
-    target = named(state)
-    places = {re.sub(r"^(frozen|ema)/", "params/", p): p for p in target
-              if re.match(r"(params|frozen|mutable)/", p)}
-    fresh = {p for p in places if any(re.fullmatch(f, p) for f in init.fresh)}
-    missing = [p for p in places if p not in stored and p not in fresh]
-    if missing:
-        raise UserError(f"init_from: {missing[0]} is not in step {number} of {run}"
-                        f"{nearest(missing[0], stored)} ({len(missing)} missing in all); rename "
-                        "it with init_from.rename or leave it new with init_from.fresh.")
-    taken = {}
-    for path, place in places.items():
-        if path in fresh:
-            continue
-        x, old = stored[path], target[place]
-        if x.shape != old.shape:
-            raise UserError(f"init_from: {path} is {list(x.shape)} in {run}, and "
-                            f"{list(old.shape)} here; init_from.fresh can leave it new.")
-        taken[place] = distributed.put(x.astype(old.dtype), old.sharding)
-        average = "ema/" + place.removeprefix("params/")
-        if average in target:
-            taken[average] = jax.numpy.copy(taken[place])
-    unused = len(set(stored) - (set(places) - fresh))
-    leaves = [taken.get(p, x) for p, x in target.items()]
-    return jax.tree.unflatten(jax.tree.structure(state), leaves), (
-        f"started from step {number} of {run}: {len(places) - len(fresh)} arrays taken, "
-        f"{len(fresh)} fresh, {unused} unused")
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,13 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl import allocator, compilation, config, cost, distributed, parallel, record
-from jaxdl.checkpoint import Checkpoints, committed, load, overlay, select
+from jaxdl.checkpoint import Checkpoints, committed, load, select
 from jaxdl.clock import Clock
 from jaxdl.data.loader import Inputs, ahead, shuffled
 from jaxdl.data.source import Source
 from jaxdl.errors import RunError, UserError, nearest
 from jaxdl.evaluate import Context, assemble
 from jaxdl.experiment import Experiment
+from jaxdl.init_from import overlay
 from jaxdl.matmul import fast_dtype
 from jaxdl.process import Preempted, Signals
 from jaxdl.task import Mean, named

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 from jaxdl import checkpoint, config, record, train
-from jaxdl.checkpoint import committed, parameters
+from jaxdl.checkpoint import committed
 from jaxdl.errors import RunError, UserError
 from jaxdl.evaluate import Evaluate
 from jaxdl.experiment import Best, Experiment, InitFrom
+from jaxdl.init_from import parameters
 from jaxdl.optimizer import SGD, Constant
 from jaxdl.process import Preempted
 from jaxdl.resume import metrics
