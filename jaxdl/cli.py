@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import io
 import math
+import os
 import re
 import sys
 import typing
@@ -16,11 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from jaxdl import allocator, config
 from jaxdl.errors import RunError, UserError, nearest
-from jaxdl.process import PREEMPTED, Preempted
+from jaxdl.process import PREEMPTED, Early, Preempted, Watchdog, leaving_at_once
 
 if TYPE_CHECKING:
     from jaxdl.experiment import Experiment
     from jaxdl.record import Recorded
+
+Seconds = Annotated[float, config.Between(0.1)]
 
 USAGE = """usage: launch.py [MODE] --experiment=NAME|FILE|RUN_DIR [--a.b.c=value ...]
 
@@ -47,6 +50,10 @@ class TrainOptions:
       sinks: further loggers: wandb, mlflow.
       profile: START:STOP traces the steps of the run from START until STOP, counted from 0, into
         its folder, and prints the costliest operations.
+      preempt_grace: seconds from SIGTERM, SIGINT or SIGHUP until the process ends, however far it
+        is with saving; None lets it finish.
+      stuck_after: seconds without progress (a step, a batch of an evaluation, a save) after which
+        the run prints where each thread stands, and ends; None: 3,600.
     """
 
     workdir: str | None = None
@@ -55,6 +62,8 @@ class TrainOptions:
     accept_changes: bool = False
     sinks: tuple[str, ...] = ()
     profile: str | None = None
+    preempt_grace: Seconds | None = None
+    stuck_after: Seconds | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +130,14 @@ class Command:
 
 def train(command: Command) -> int:
     """Trains an experiment, or continues a run."""
+    from jaxdl import distributed
+
+    with Watchdog(command.options.stuck_after, distributed.give_up) as watchdog:
+        return train_watched(command, watchdog)
+
+
+def train_watched(command: Command, watchdog: Watchdog) -> int:
+    """The same, under a watchdog that is told of progress."""
     from jaxdl import __version__, distributed, parallel, record, sinks
     from jaxdl.train import fit, splits, validate
 
@@ -148,7 +165,8 @@ def train(command: Command) -> int:
         folder, recorded, overrides=command.typed, accept_changes=options.accept_changes,
         modules=command.modules)
     record.console.print(f"{command.name} in {folder}", markup=False)
-    fit(experiment, run, sinks=options.sinks, profile=steps)
+    fit(experiment, run, sinks=options.sinks, profile=steps, grace=options.preempt_grace,
+        watchdog=watchdog)
     return 0
 
 
@@ -281,6 +299,9 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error, 2)
     except RunError as error:
         return _fail(error, 1)
+    except Early as error:
+        _fail(error, PREEMPTED)
+        os._exit(PREEMPTED)  # not to wait for a thread that compiles
     except Preempted as error:
         return _fail(error, PREEMPTED)
     except KeyboardInterrupt:
@@ -317,10 +338,11 @@ def _main(args: list[str]) -> int:
         raise UserError("--experiment=NAME|FILE|RUN_DIR is missing; 'list' shows the names.")
     if mode in ("show", "verify-resume"):  # They are no processes of a run.
         return MODES[mode].run(parse(mode, target, args))
-    from jaxdl import distributed
+    with leaving_at_once() if mode == "train" else contextlib.nullcontext():
+        from jaxdl import distributed
 
-    with distributed.joined():
-        return MODES[mode].run(parse(mode, target, args))
+        with distributed.joined():
+            return MODES[mode].run(parse(mode, target, args))
 
 
 def launch(args: list[str]) -> int:
@@ -395,10 +417,11 @@ def parse(mode: str, target: str, args: list[str]) -> Command:
         experiment = config.build(module)
     options, typed = parse_flags(experiment, MODES[mode].options(), args, f"launch.py {mode}")
     changed = config.replace(experiment, typed)
-    for leaf, value in typed.items():
-        hint = dict(config.leaves(experiment))[leaf].hint
-        if not config.fits(value, hint):
-            raise UserError(f"--{leaf}={value}: expected {config.describe(hint)}.")
+    given = {p: leaf for p, leaf in config.leaves(options)} | {
+        p: leaf for p, leaf in config.leaves(changed) if p in typed}
+    for path, leaf in given.items():
+        if not config.fits(leaf.value, leaf.hint):
+            raise UserError(f"--{path}={leaf.value}: expected {config.describe(leaf.hint)}.")
     return Command(target, name, changed, typed, options, modules, expected, run, stand_in,
                    experiment)
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jaxdl import distributed
+from jaxdl.process import Watchdog
 
 ENVIRONMENT = "JAXDL_SECTIONS"
 MEASURED = ("examples_per_second", "data_wait", "flops_per_second", "mfu", "memory_peak")
@@ -22,9 +23,14 @@ MEASURED = ("examples_per_second", "data_wait", "flops_per_second", "mfu", "memo
 class Clock:
     """Steps a second, and the part of the time spent waiting for data, without evaluations and
     saves. Where the host runs ahead of the device, an interval takes until its numbers arrive;
-    where the device is the host, until its last step is dispatched. The longer of both is right."""
+    where the device is the host, until its last step is dispatched. The longer of both is right.
 
-    def __init__(self) -> None:
+    Args:
+      watchdog: is told of each section, if there is one.
+    """
+
+    def __init__(self, watchdog: Watchdog | None = None) -> None:
+        self._watchdog = watchdog
         self._began = self._left = time.perf_counter()
         self._steps, self._waited = 0, 0.0
         path = os.environ.get(ENVIRONMENT)
@@ -38,12 +44,19 @@ class Clock:
           step: of the run.
           batches: of the steps from there on, where those are what begins.
         """
+        if self._watchdog is not None:
+            self._watchdog.beat(section, step)
         if self._file is None:
             return
         now, ids = time.time(), [(zlib.crc32(b["index"].tobytes()),) for b in batches] or [()]
         for i, crc in enumerate(ids):
             self._file.write(json.dumps([section, step + i, now, *crc]) + "\n")
         self._file.flush()
+
+    def alive(self) -> None:
+        """There is progress within a section."""
+        if self._watchdog is not None:
+            self._watchdog.beat()
 
     @contextlib.contextmanager
     def waiting(self, steps: int) -> Iterator[None]:

@@ -34,7 +34,7 @@ from typing import IO, Any, NoReturn, TypeVar
 import numpy as np
 
 from jaxdl.errors import RunError, UserError
-from jaxdl.process import PREEMPTED, Preempted
+from jaxdl.process import PREEMPTED, Early, Preempted
 
 HEARTBEAT = 25  # seconds without a sign of life after which JAX gives a process up
 SHUTDOWN = 30  # seconds that a process which is done waits for the others
@@ -197,12 +197,21 @@ def together() -> Iterator[None]:
     too, instead of waiting for this one. (To leave on a signal is agreed already.)"""
     try:
         yield
-    except Preempted:
-        raise
     except BaseException as error:
-        if _peers is not None:
+        agreed = isinstance(error, Preempted) and not isinstance(error, Early)
+        if _peers is not None and not agreed:
             _peers.failed(error)
         raise
+
+
+def give_up(text: str) -> None:
+    """Prints an error and tells it to the other processes, from any thread; returns when they know.
+    """
+    if _peers is None:
+        print(f"error: {text}", file=sys.stderr, flush=True)
+    else:
+        _peers.failed(RunError(text))
+        time.sleep(2 * GRACE)  # Process 0 prints, and ends all.
 
 
 @contextlib.contextmanager
@@ -220,12 +229,12 @@ def joined() -> Iterator[None]:
     try:
         with together():
             yield
-    except Preempted:
-        _peers.finish()
-        if _peers.rank > 0:
-            raise SystemExit(PREEMPTED) from None
-        raise
     except BaseException as error:
+        if isinstance(error, Preempted) and not isinstance(error, Early):
+            _peers.finish()
+            if _peers.rank > 0:
+                raise SystemExit(PREEMPTED) from None
+            raise
         _peers.end(error)
     _peers.finish()
 
@@ -526,6 +535,8 @@ def described(error: BaseException) -> tuple[str, int]:
         return "", 130
     if isinstance(error, SystemExit):
         return "", error.code if isinstance(error.code, int) else 1
+    if isinstance(error, Preempted):
+        return str(error), PREEMPTED
     if isinstance(error, (UserError, RunError)):
         return f"error: {' '.join(str(error).split())}", 2 if isinstance(error, UserError) else 1
     return "".join(traceback.format_exception(error)).rstrip(), 1

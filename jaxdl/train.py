@@ -30,13 +30,13 @@ from jaxdl.evaluate import Context, assemble
 from jaxdl.experiment import Experiment
 from jaxdl.init_from import overlay
 from jaxdl.matmul import fast_dtype
-from jaxdl.process import Preempted, Signals
+from jaxdl.process import Preempted, Signals, Watchdog
 from jaxdl.task import Mean, named
 from jaxdl.tracing import tracing
 
 console = record.console
 
-FUSED = 20  # steps in one dispatch, where steps are short
+FUSED = 100  # steps in one dispatch at most, where steps are short
 SHORT = 1e9  # floating-point operations of a step below which it is short: some milliseconds
 
 
@@ -160,14 +160,18 @@ class Program:
     def _fused(self) -> int:
         """How many steps to run in one dispatch.
 
-        Several where a step is so short that its dispatch counts, and its data is on the device.
-        Never around convolutions on CPU, whose gradients are many times slower inside a loop.
+        Several where a step is so short that its dispatch counts, and its data is on the device: as
+        many as there are between two lines of the log, evaluations or saves. Never around
+        convolutions on CPU, whose gradients are many times slower inside a loop.
         """
         if self.arrays is None:
             return 1
         if jax.default_backend() == "cpu" and cost.holds(self.traced.jaxpr, "conv_general_dilated"):
             return 1
-        return FUSED if cost.flops(self.traced.jaxpr) < SHORT else 1
+        if cost.flops(self.traced.jaxpr) >= SHORT:
+            return 1
+        # Two at least: without a loop the same step is the same to rounding, not to the bit.
+        return min(FUSED, max(2, min(periods(self.experiment))))
 
     def _trace(self, fresh: bool) -> tuple[Any, Any]:
         """The shapes of the state and of a step's metrics.
@@ -296,7 +300,8 @@ def finite_or_raise(window: Window) -> Window:
 
 
 def fit(experiment: Experiment, run: record.Run, *, sinks: tuple[str, ...] = (),
-        profile: range | None = None) -> Progress:
+        profile: range | None = None, grace: float | None = None,
+        watchdog: Watchdog | None = None) -> Progress:
     """Trains from the run's newest checkpoint, or from the start, to the last step.
 
     Args:
@@ -304,6 +309,8 @@ def fit(experiment: Experiment, run: record.Run, *, sinks: tuple[str, ...] = (),
       run: where to record it; closed at the end.
       sinks: names of further sinks, see sinks.py.
       profile: steps to trace, see profile.py.
+      grace: seconds after a signal when the process ends, however far it is with saving.
+      watchdog: is told of progress.
 
     Raises:
       Preempted: the process was asked to leave; everything is saved.
@@ -311,11 +318,12 @@ def fit(experiment: Experiment, run: record.Run, *, sinks: tuple[str, ...] = (),
     """
     allocator.keep_memory()
     compilation.keep_programs()
-    with Signals(distributed.leaving) as signals, contextlib.closing(run):
+    agree = distributed.leaving if distributed.several() else str
+    with Signals(agree, grace) as signals, contextlib.closing(run):
         devices = parallel.arrange(experiment.mesh, experiment.rules)
         validate(experiment, devices)
         opened = splits(experiment)
-        clock, folder = Clock(), run.folder / "checkpoints"
+        clock, folder = Clock(watchdog), run.folder / "checkpoints"
         clock.enter("compile", 0)
         fresh = distributed.by_leader(lambda: not committed(folder))
         program = Program(experiment, opened("train"), devices, fresh=fresh)
@@ -363,7 +371,7 @@ class _Fit:
         self.run.start(start, program.devices.mesh.devices.flat, sinks, self.due(start))
         if start < end:
             self.clock.enter("compile", start)
-            compiled = (compiling or program.compile()).result()
+            compiled = self.signals.wait(compiling or program.compile())
             memory = compiled.memory_analysis()
             self.count_flops()
             found, missed = compilation.lookups()
@@ -438,7 +446,7 @@ class _Fit:
     def run_steps(self, step: int, carry: Carry) -> None:
         experiment, program, progress, clock = (self.experiment, self.program, self.progress,
                                                 self.clock)
-        start, end = step, experiment.steps
+        start, end, self.signals.begun = step, experiment.steps, True
         clock.arrived()  # starts now
         clock.dispatched()
         stream, advance = ahead(program.source, program.plan(int(carry.state.seen), end - step),
@@ -478,11 +486,10 @@ class _Fit:
 
     def until(self, step: int) -> int:
         """Steps from here to the next at which the loop has something else to do."""
-        periods = [self.experiment.log_every, self.experiment.save_every,
-                   *(e.every for e in self.experiment.evals.values())]
         bounds = () if self.profile is None else (
             s - step for s in (self.profile.steps.start, self.profile.steps.stop) if s > step)
-        return min(self.experiment.steps - step, *(p - step % p for p in periods), *bounds)
+        return min(self.experiment.steps - step, *bounds,
+                   *(p - step % p for p in periods(self.experiment)))
 
     def trace(self, step: int, carry: Carry, *, begin: bool) -> None:
         """Begins or ends the profile, if this is the step."""
@@ -543,7 +550,7 @@ class _Fit:
                     name=name, step=step, source=self.opened, devices=self.program.devices,
                     batch_size=self.experiment.batch_size,
                     folder=self.run.folder if distributed.leads() else None,
-                    poll=self.signals.poll, compiled=self.compiled))
+                    poll=self.poll, compiled=self.compiled))
                 values = {f"{name}/{metric}": float(x) for metric, x in values.items()}
                 values = distributed.by_leader(lambda values=values: values)
                 self.run.log(step, values)
@@ -564,6 +571,11 @@ class _Fit:
                                         and progress.waited >= ranking.patience)
         return improved
 
+    def poll(self) -> None:
+        """Between the batches of an evaluation."""
+        self.clock.alive()
+        self.signals.poll()
+
     def save(self, step: int, carry: Carry) -> None:
         """Starts a checkpoint, once all numbers up to here are in the log."""
         self.flush(carry)
@@ -582,6 +594,12 @@ class _Fit:
         if self.progress.best is not None:
             console.print(f"best {self.experiment.best.metric} {self.progress.best:.6g} at step "
                           f"{self.progress.best_step:,}")
+
+
+def periods(experiment: Experiment) -> list[int]:
+    """The steps after which the loop has something else to do than to train."""
+    return [experiment.log_every, experiment.save_every,
+            *(e.every for e in experiment.evals.values())]
 
 
 def better(value: float, than: float | None, mode: str) -> bool:
