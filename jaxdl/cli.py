@@ -109,11 +109,12 @@ class Command:
       experiment: with the typed leaves replaced.
       typed: those leaves.
       options: of the mode.
-      modules: modules of the user's whose dataclasses a record may name.
+      modules: the experiment file and modules that it uses, whose dataclasses a record may name.
       expected: the docstring of the experiment file.
       run: the run directory, if --experiment named one.
       stand_in: what stood in for what in that run, if anything did.
       original: the experiment as the file or the run has it.
+      code: digests of the experiment file and of those that it uses.
     """
 
     target: str
@@ -126,6 +127,7 @@ class Command:
     run: Path | None
     stand_in: str | None
     original: "Experiment"
+    code: dict[str, str]
 
 
 def train(command: Command) -> int:
@@ -138,6 +140,8 @@ def train(command: Command) -> int:
 
 def train_watched(command: Command, watchdog: Watchdog) -> int:
     """The same, under a watchdog that is told of progress."""
+    import jax
+
     from jaxdl import __version__, distributed, parallel, record, sinks
     from jaxdl.train import fit, splits, validate
 
@@ -158,8 +162,9 @@ def train_watched(command: Command, watchdog: Watchdog) -> int:
         from jaxdl import profile
         steps = profile.parse(options.profile, experiment.steps)
     recorded = record.Recorded(command.name, config.to_json(experiment), stand_in,
-                               experiment.data.fingerprint(), command.expected)
-    distributed.same({"the version of jaxdl": __version__, "the stand-in": stand_in,
+                               experiment.data.fingerprint(), command.expected, command.code)
+    distributed.same({"the version of jaxdl": __version__, "the version of jax": jax.__version__,
+                      "the code": dict(recorded.code), "the stand-in": stand_in,
                       "the experiment": recorded.experiment, "the data": recorded.fingerprint})
     run = record.Run(
         folder, recorded, overrides=command.typed, accept_changes=options.accept_changes,
@@ -393,6 +398,8 @@ def rebuilt(old: "Recorded", folder: Path, modules: tuple[str, ...]) -> "Experim
 
 def parse(mode: str, target: str, args: list[str]) -> Command:
     """The command that these arguments mean for the experiment that `target` names."""
+    from jaxdl import environment
+
     run = stand_in = None
     try:
         folder = Path(target).expanduser()
@@ -407,13 +414,15 @@ def parse(mode: str, target: str, args: list[str]) -> Command:
         assert old is not None
         run, name, expected, modules = folder, old.name, old.expected, ()
         stand_in, experiment = old.stand_in, rebuilt(old, folder, modules)
+        code = dict(old.code)
     else:
         if is_folder:
             raise UserError(f"--experiment={target}: the directory has no config.json, so it is "
                             "not a run.")
         path = config.find(target)
         module = config.load(path)
-        name, expected, modules = path.stem, module.__doc__ or "", (module.__name__,)
+        name, expected, modules = path.stem, module.__doc__ or "", tuple(environment.users(module))
+        code = environment.code(module)
         experiment = config.build(module)
     options, typed = parse_flags(experiment, MODES[mode].options(), args, f"launch.py {mode}")
     changed = config.replace(experiment, typed)
@@ -423,7 +432,7 @@ def parse(mode: str, target: str, args: list[str]) -> Command:
         if not config.fits(leaf.value, leaf.hint):
             raise UserError(f"--{path}={leaf.value}: expected {config.describe(leaf.hint)}.")
     return Command(target, name, changed, typed, options, modules, expected, run, stand_in,
-                   experiment)
+                   experiment, code)
 
 
 # Flags. tyro parses them; it gets a dataclass made for this very experiment, in which each node is

@@ -10,15 +10,11 @@
 
 import contextlib
 import datetime
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +23,7 @@ from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from jaxdl import __version__, config, distributed
+from jaxdl import __version__, config, distributed, environment
 from jaxdl.checkpoint import committed, write_atomically
 from jaxdl.errors import UserError
 from jaxdl.process import Lock
@@ -47,6 +43,7 @@ class Recorded:
       stand_in: "Digits in place of Cifar10", or None.
       fingerprint: of the data.
       expected: the docstring of the experiment file.
+      code: digests of that file and of the user's own files that it uses.
     """
 
     name: str
@@ -54,6 +51,7 @@ class Recorded:
     stand_in: str | None
     fingerprint: str | None
     expected: str
+    code: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(folder: Path) -> Recorded | None:
@@ -67,7 +65,7 @@ def read(folder: Path) -> Recorded | None:
             raise UserError(f"{path}: written by a newer jaxdl (format {data['format']}; this one "
                             f"reads up to {FORMAT}).")
         return Recorded(data["name"], data["experiment"], data["stand_in"], data["fingerprint"],
-                        data["expected"])
+                        data["expected"], data.get("code", {}))
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise UserError(f"{path}: not the config.json of a run ({type(error).__name__}: "
                         f"{' '.join(str(error).split())}).") from error
@@ -150,7 +148,8 @@ class Run:
         record = self.record
         data = {"format": FORMAT, "jaxdl": __version__, "name": record.name,
                 "stand_in": record.stand_in, "fingerprint": record.fingerprint,
-                "expected": record.expected, "experiment": record.experiment}
+                "expected": record.expected, "code": dict(record.code),
+                "experiment": record.experiment}
         write_atomically(self.folder / "config.json", json.dumps(data, indent=1))
         if self._new:
             lines = [f"{path}={value}\n" for path, value in self._overrides.items()]
@@ -160,7 +159,11 @@ class Run:
             launches = json.loads(path.read_text()) if path.exists() else []
         except ValueError:  # torn by a kill of an older jaxdl, or edited: begin a new list
             launches = []
-        write_atomically(path, json.dumps([*launches, environment(step, devices)], indent=1))
+        now = environment.current(step, devices)
+        if step and launches and (found := environment.changes(launches[-1], now)):
+            console.print(f"warning: not as at the last launch: {'; '.join(found)}. What follows "
+                          "may not be to the bit what would have followed.", markup=False)
+        write_atomically(path, json.dumps([*launches, now], indent=1))
         metrics = self.folder / "metrics.jsonl"
         if metrics.exists():
             text = metrics.read_text(errors="replace")
@@ -208,6 +211,8 @@ def _changes(old: Recorded, new: Recorded, modules: Iterable[str]) -> str:
         found.append(f"stand-in: {old.stand_in} then, {new.stand_in} now")
     elif old.fingerprint != new.fingerprint:
         found.append(f"content of the data: {old.fingerprint} then, {new.fingerprint} now")
+    found += [f"the code of {path} has changed" for path, digest in new.code.items()
+              if old.code.get(path, digest) != digest]
     return "; ".join(found)
 
 
@@ -223,33 +228,6 @@ def _until(text: str, step: int, repeated: tuple[str, ...]) -> list[str]:
         except (ValueError, KeyError, TypeError):
             continue
     return kept
-
-
-def environment(step: int, devices: Iterable[Any]) -> dict[str, Any]:
-    """Versions, devices, command, and the git state of the working folder."""
-    versions = {}
-    for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain",
-                 "tensorflow-datasets"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    git = {key: _git(*arguments) for key, arguments in {
-        "commit": ("rev-parse", "HEAD"), "diff": ("diff", "HEAD")}.items()}
-    return {"time": datetime.datetime.now().astimezone().isoformat("T", "seconds"),
-            "from_step": step, "command": sys.argv, "jaxdl": __version__,
-            "python": platform.python_version(), "platform": platform.platform(),
-            "versions": versions, "git": git,
-            "devices": [f"{d.platform}:{d.id} {d.device_kind}" for d in devices]}
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10,
-                              errors="replace")
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip()[:1_000_000] if done.returncode == 0 else None
 
 
 def _short(value: Any) -> str:
