@@ -15,7 +15,9 @@ import json
 import os
 import re
 import shutil
+import sys
 import threading
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,17 @@ class Checkpoints:
                     create_directories_asynchronously=processes is None)))
         self._commit: threading.Thread | None = None
         self._error: BaseException | None = None
+        # Where nobody closes it: before Python stops the threads that Orbax writes with.
+        mine = weakref.ref(self)
+        threading._register_atexit(lambda: mine() and mine()._leave())  # type: ignore
+
+    def _leave(self) -> None:
+        """At the end of the program: status 0 means that the last step is on disk."""
+        try:
+            self.close()
+        except RunError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(1)
 
     def _open(self) -> None:
         try:
