@@ -10,6 +10,7 @@ A step exists only if its manifest verifies. It is un-committed before its files
 deleted only after a newer one is committed; the best one stays. Only this file knows Orbax.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -32,6 +33,7 @@ from jaxdl.parallel import bytes_of
 from jaxdl.task import named
 
 FORMAT = 1
+NUMBER = "0|[1-9][0-9]*"  # how a step is written in the name of a file
 
 
 class Checkpoints:
@@ -51,7 +53,7 @@ class Checkpoints:
         self._orbax = orbax
         self.folder, self.keep = folder.absolute(), keep
         self.arrays = self.folder / "arrays"
-        distributed.by_leader(self._open)
+        self.set_aside = distributed.by_leader(self._open)  # lines that say what was, and where to
         # Named, the processes wait for each other without the devices, which are busy with steps.
         processes = set(range(jax.process_count())) if distributed.several() else None
         self._manager = orbax.CheckpointManager(
@@ -76,10 +78,10 @@ class Checkpoints:
             print(f"error: {error}", file=sys.stderr, flush=True)
             os._exit(1)
 
-    def _open(self) -> None:
+    def _open(self) -> list[str]:
         try:
             self.arrays.mkdir(parents=True, exist_ok=True)
-            self._sweep()
+            return self._sweep()
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror}).") from error
 
@@ -105,8 +107,7 @@ class Checkpoints:
           best: the step that must not be deleted.
         """
         self.wait()
-        if step in self.steps():  # The arrays are the same; what is known about them may be more.
-            distributed.by_leader(lambda: self._remember(step, meta))
+        if distributed.by_leader(lambda: self._remembered(step, meta)):
             return
         flat = named(state)
         needed = int(1.1 * bytes_of(state)) + (1 << 20)
@@ -146,16 +147,28 @@ class Checkpoints:
         _sync_folder(self.arrays)
         self._write(step, manifest)
         (self.folder / f"{step}.pending").unlink()
-        steps = committed(self.folder)
-        kept = steps[-self.keep:]
+        bests: dict[int, int | None] = {}
+        for old in committed(self.folder):
+            # What is not the manifest that was written neither counts nor is deleted.
+            with contextlib.suppress(ValueError, UserError):
+                meta = read_manifest(self.folder, old)["meta"]
+                bests[old] = meta.get("progress", {}).get("best_step")
+        kept = list(bests)[-self.keep:]
         # An older one may be what a kept one, if it must be fallen back to, calls the best.
-        bests = {best, *(best_step(self.folder, s) for s in kept)}
-        return [old for old in steps if old not in kept and old not in bests]
+        needed = {best, *kept, *(bests[s] for s in kept)}
+        return [old for old in bests if old not in needed]
 
-    def _remember(self, step: int, meta: Mapping[str, Any]) -> None:
-        manifest = read_manifest(self.folder, step)
+    def _remembered(self, step: int, meta: Mapping[str, Any]) -> bool:
+        """Whether a step is committed. Then the arrays are the same; what is known about them may
+        be more by now."""
+        try:
+            manifest = read_manifest(self.folder, step)
+        except ValueError:  # There is none, or a strange one in the place of ours.
+            self._put_aside(step)
+            return False
         if manifest["meta"] != json.loads(json.dumps(meta)):
             self._write(step, {**manifest, "meta": dict(meta)})
+        return True
 
     def _write(self, step: int, manifest: dict[str, Any]) -> None:
         manifest["sha256"] = _seal(manifest)
@@ -187,7 +200,8 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            with contextlib.suppress(Exception):  # A save that failed, and was told, fails again.
+                self._manager.close()
 
     def restore(self, target: Any) -> tuple[Any, dict[str, Any], list[str]] | None:
         """(state, meta, why newer steps were passed over) of the newest step that verifies.
@@ -215,37 +229,49 @@ class Checkpoints:
 
     def _quarantine_after(self, step: int) -> None:
         for newer in [s for s in committed(self.folder) if s > step]:
-            for source in (self.folder / f"{newer}.json", self.arrays / str(newer)):
-                _set_aside(self.folder, source)
+            self._put_aside(newer)
 
-    def _sweep(self) -> None:
-        """Deletes what a killed save or deletion of ours left; sets aside what is not ours."""
-        done = set(committed(self.folder))
-        ours = {int(p.stem) for p in self.folder.glob("*.pending") if p.stem.isdecimal()} - done
+    def _put_aside(self, step: int) -> None:
+        for source in (self.folder / f"{step}.json", self.arrays / str(step)):
+            _set_aside(self.folder, source)
+
+    def _sweep(self) -> list[str]:
+        """Deletes what a killed save or deletion of ours left; sets aside what is not ours, and
+        says so."""
+        done, lines = set(committed(self.folder)), []
+        pending = {int(p.stem): p for p in self.folder.glob("*.pending")
+                   if re.fullmatch(NUMBER, p.stem) and p.is_file() and not p.is_symlink()}
         for path in sorted(self.arrays.iterdir()):
-            step = re.match(r"(\d+)(\.orbax-checkpoint-tmp.*)?$", path.name)
-            if step and path.name == str(int(step[1])) and int(step[1]) in done:
+            step = re.fullmatch(rf"({NUMBER})(\.orbax-checkpoint-tmp.*)?", path.name)
+            if step and not step[2] and int(step[1]) in done:
                 continue
-            if step and int(step[1]) in ours and path.is_dir() and not path.is_symlink():
+            if (step and int(step[1]) in pending.keys() - done and path.is_dir()
+                    and not path.is_symlink()):
                 shutil.rmtree(path)
             else:
                 _set_aside(self.folder, path)
-        for path in self.folder.glob("*.pending"):
+                lines.append(f"{self.arrays}: {path.name!r} belongs to no committed step: moved to "
+                             "quarantine")
+        for path in pending.values():
             path.unlink()
+        return lines
 
 
 def _set_aside(folder: Path, path: Path) -> None:
+    if not path.exists() and not path.is_symlink():
+        return
     quarantine = folder / "quarantine"
     quarantine.mkdir(exist_ok=True)
-    n = sum(1 for _ in quarantine.iterdir())
-    if path.exists() or path.is_symlink():
-        path.rename(quarantine / f"{n:04d}-{path.name}")
+    taken = [int(p.name.split("-")[0]) for p in quarantine.iterdir()
+             if re.match("[0-9]+-", p.name)]
+    # Cut, the name has room for its number.
+    path.rename(quarantine / f"{max(taken, default=-1) + 1:04d}-{path.name[:60]}")
 
 
 def committed(folder: Path) -> list[int]:
     """The committed steps of a `checkpoints` directory, in order."""
     return sorted(int(p.stem) for p in folder.glob("*.json")
-                  if re.fullmatch(r"0|[1-9][0-9]*", p.stem))
+                  if re.fullmatch(NUMBER, p.stem))
 
 
 def digest(folder: Path, sync: bool = False) -> dict[str, list[Any]]:
@@ -265,6 +291,8 @@ def digest(folder: Path, sync: bool = False) -> dict[str, list[Any]]:
                     path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
         if sync:
             _sync_folder(Path(root))
+    if not found:
+        raise ValueError(f"{folder} holds no file")
     return found
 
 
@@ -272,6 +300,8 @@ def read_manifest(folder: Path, step: int) -> dict[str, Any]:
     """The manifest of a step; a ValueError if it is not what was written."""
     path = folder / f"{step}.json"
     try:
+        if path.is_symlink() or not path.is_file():
+            raise ValueError("no regular file")
         manifest = json.loads(path.read_text())
         newer = manifest["format"] > FORMAT
         if not newer and manifest.pop("sha256") != _seal(manifest):
@@ -403,7 +433,8 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    text = str(error).encode(errors="backslashreplace").decode()  # the names of files are any bytes
+    return " ".join(text.split())[:300] or type(error).__name__
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
@@ -45,9 +46,13 @@ class Lock:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            raise UserError(f"{folder} is in use by {holder}.") from None
+            holder = ""
+            for _ in range(20):  # One that started at this very moment is about to sign.
+                time.sleep(0.1)
+                self._file.seek(0)
+                if holder := self._file.read().strip():
+                    break
+            raise UserError(f"{folder} is in use by {holder or 'another process'}.") from None
         self._file.truncate(0)
         now = datetime.datetime.now().isoformat(" ", "seconds")
         self._file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")

@@ -113,11 +113,11 @@ class Run:
         folder, record = self.folder, self.record
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._lock = Lock(folder)
             (folder / ".probe").touch()
             (folder / ".probe").unlink()
         except OSError as error:
             raise UserError(f"--workdir={folder}: cannot be written ({error.strerror}).") from error
-        self._lock = Lock(folder)
         try:
             old = read(folder)
             if old is None and any(p.name not in ("LOCK", "config.json") for p in folder.iterdir()):

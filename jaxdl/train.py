@@ -334,8 +334,9 @@ def fit(experiment: Experiment, run: record.Run, *, sinks: tuple[str, ...] = (),
                 return _Fit(experiment, run, program, checkpoints, opened, signals, clock,
                             profile)(sinks)
         except OSError as error:
-            raise RunError(f"{error.filename or run.folder}: {error.strerror}; what is committed "
-                           f"in {folder} is intact.") from error
+            left = (f"what is committed in {folder} is intact" if folder.is_dir() else
+                    f"{folder} was deleted or moved while the run wrote into it")
+            raise RunError(f"{error.filename or run.folder}: {error.strerror}; {left}.") from error
 
 
 class _Fit:
@@ -410,6 +411,8 @@ class _Fit:
         """(step, carry) of the newest checkpoint, or of a fresh start."""
         program, run = self.program, self.run
         self.clock.enter("restore", 0)
+        for line in self.checkpoints.set_aside:
+            console.print(f"warning: {line}", markup=False)
         restored = self.checkpoints.restore(program.target)
         if restored is not None:
             carry, meta, skipped = restored
