@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from jaxdl import distributed
+from jaxdl import __version__, distributed
 from jaxdl.errors import RunError, UserError, nearest
 from jaxdl.parallel import bytes_of
 from jaxdl.task import named
@@ -115,7 +115,8 @@ class Checkpoints:
         if free < needed:
             raise RunError(f"{self.folder}: {needed:,} bytes are needed to save step {step}, "
                             f"{free:,} are free; the earlier steps are intact.")
-        manifest = {"format": FORMAT, "step": step, "meta": dict(meta),
+        manifest = {"format": FORMAT, "jaxdl": __version__, "jax": jax.__version__,
+                    "step": step, "meta": dict(meta),
                     "arrays": {p: [list(x.shape), str(x.dtype)] for p, x in flat.items()}}
         distributed.by_leader(lambda: self._begin(step))
         self._manager.save(step, args=self._orbax.args.StandardSave(_nested(flat)))
@@ -354,7 +355,7 @@ def load(folder: Path, step: int, target: Any, partial: bool = False) -> tuple[A
 
     manifest, flat = distributed.by_leader(lambda: verify(folder, step)), named(target)
     stored = {p: x for p, x in manifest["arrays"].items() if p in flat or not partial}
-    _compare(stored, flat, folder / f"{step}.json")
+    _compare(stored, flat, folder / f"{step}.json", manifest.get("jaxdl", "0.1.0"))
     nested = _nested(flat)
     try:
         restored = orbax.PyTreeCheckpointer().restore(
@@ -372,7 +373,8 @@ def load(folder: Path, step: int, target: Any, partial: bool = False) -> tuple[A
     return state, manifest["meta"]
 
 
-def _compare(stored: Mapping[str, Any], target: Mapping[str, Any], file: Path) -> None:
+def _compare(stored: Mapping[str, Any], target: Mapping[str, Any], file: Path,
+             version: str) -> None:
     """Raises a UserError unless the stored arrays are those of the target."""
     problems = [f"{p} is stored as {stored[p][1]}{stored[p][0]}, the experiment has {x.dtype}"
                 f"{list(x.shape)}" for p, x in target.items()
@@ -381,7 +383,8 @@ def _compare(stored: Mapping[str, Any], target: Mapping[str, Any], file: Path) -
     problems += [f"{p} is stored, but not in the experiment" for p in stored if p not in target]
     if problems:
         more = f" (and {len(problems) - 2} more)" if len(problems) > 2 else ""
-        raise UserError(f"{file}: not a checkpoint of this experiment: "
+        by = "" if version == __version__ else f" (jaxdl {version} wrote it)"
+        raise UserError(f"{file}: not a checkpoint of this experiment{by}: "
                         f"{'; '.join(problems[:2])}{more}.")
 
 

@@ -152,6 +152,7 @@ def train_watched(command: Command, watchdog: Watchdog) -> int:
     folder = Path(distributed.by_leader(lambda: str(
         record.newest(command.name) if options.resume else Path(options.workdir).expanduser()
         if options.workdir else record.new_folder(command.name))))
+    distributed.by_leader(lambda: record.check_writable(folder))
     old = record.read(folder)
     experiment, stand_in = distributed.leader_first(
         lambda: with_data(command, old, options.strict_data))

@@ -13,6 +13,7 @@ import datetime
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,19 @@ def new_folder(name: str) -> Path:
     return folder
 
 
+def check_writable(folder: Path) -> None:
+    """Raises a UserError unless a run can be written there. Nothing of the trial is left, so that
+    it comes before data is fetched."""
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"--workdir={folder}: cannot be written ({error.strerror}).") from error
+
+
 def newest(name: str) -> Path:
     """The run directory of this experiment that was written last."""
     found = [p.parent for p in Path("runs", name).glob("*/config.json")]
@@ -114,8 +128,6 @@ class Run:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(folder)
-            (folder / ".probe").touch()
-            (folder / ".probe").unlink()
         except OSError as error:
             raise UserError(f"--workdir={folder}: cannot be written ({error.strerror}).") from error
         try:
