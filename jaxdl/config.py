@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from jaxdl.errors import UserError, nearest
+from jaxdl.errors import UserError, nearest, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +169,10 @@ def _bounds(hint: Any) -> tuple[Any, list[Any]]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a leaf has its declared type and bounds; a traced float fits a float."""
+    """Whether a node or leaf has its declared type and bounds; a traced float fits a float.
+
+    A node has the type of a protocol if it has the protocol's names.
+    """
     hint, bounds = _bounds(hint)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -186,21 +189,46 @@ def fits(value: Any, hint: Any) -> bool:
         if isinstance(value, (bool, str, tuple)) or value is None:
             return False
         if isinstance(value, (int, float)):
-            return math.isfinite(value) and all(b.low <= value <= b.high for b in bounds)
+            return not _unfit(value) and all(b.low <= value <= b.high for b in bounds)
         return hasattr(value, "dtype")  # an array or a tracer: floats are data
     if hint is int:
-        return type(value) is int and all(b.low <= value <= b.high for b in bounds)
+        return type(value) is int and not _unfit(value) and all(
+            b.low <= value <= b.high for b in bounds)
     if hint in (bool, str):
-        return type(value) is hint and not (bounds and not _compiles(str(value)))
-    return True  # Any, or a class: a node's own business
+        return type(value) is hint and not _unfit(value) and not (bounds and not _compiles(value))
+    kind = origin or hint
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(fits(v, args[1]) for v in value.values())
+    if getattr(kind, "_is_protocol", False):
+        names = {n for base in kind.__mro__ if getattr(base, "_is_protocol", False)
+                 for n in (*vars(base), *inspect.get_annotations(base))}
+        return all(hasattr(value, n) for n in names if n == "__call__" or not n.startswith("_"))
+    return kind is Any or not isinstance(kind, type) or isinstance(value, kind)
 
 
-def _compiles(pattern: str) -> bool:
+def _unfit(value: Any) -> str:
+    """What no number or string may be, whatever its type; "" if it is not."""
+    if isinstance(value, str):
+        return ", in UTF-8 and without NUL" if "\0" in value or re.search(
+            "[\ud800-\udfff]", value) else ""
+    limit = 3.4028235e38 if isinstance(value, float) else 2 ** 32
+    return "" if abs(value) <= limit else ", in 32 bits"
+
+
+def _compiles(pattern: Any) -> bool:
     try:
         re.compile(pattern)
-    except re.error:
+    except (re.error, RecursionError, OverflowError):
         return False
     return True
+
+
+def expected(value: Any, hint: Any) -> str:
+    """What a declared type asks of a value that does not fit it: "expected int, at least 1"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "expected a finite number"
+    plain = isinstance(value, (int, float, str))
+    return f"expected {describe(hint)}{_unfit(value) if plain else ''}"
 
 
 def describe(hint: Any) -> str:
@@ -221,15 +249,18 @@ def describe(hint: Any) -> str:
     return ", ".join([text, *map(str, bounds)])
 
 
-def check(tree: Any) -> None:
-    """Raises a UserError for the first leaf that lacks its declared type or bounds."""
-    for path, leaf in leaves(tree):
-        if not isinstance(leaf.value, (type(None), bool, int, float, str, tuple)) and not hasattr(
-                leaf.value, "dtype"):
-            raise UserError(f"{path} is a {type(leaf.value).__name__}: an experiment holds only "
-                            "dataclasses, mappings, tuples, numbers, strings, booleans and None.")
-        if not fits(leaf.value, leaf.hint):
-            raise UserError(f"{path}={leaf.value!r}: expected {describe(leaf.hint)}.")
+def check(tree: Any, path: str = "", hint: Any = Any) -> None:
+    """Raises a UserError for the first node or leaf that lacks its declared type or bounds."""
+    if not is_node(tree) and not isinstance(
+            tree, (type(None), bool, int, float, str, tuple)) and not hasattr(tree, "dtype"):
+        raise UserError(f"{path} is a {type(tree).__name__}: an experiment holds only "
+                        "dataclasses, mappings, tuples, numbers, strings, booleans and None.")
+    if not fits(tree, hint):
+        raise UserError(f"{path}={shown(repr(tree))}: {expected(tree, hint)}.")
+    for name, child in children(tree).items():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
+            raise UserError(f"{path}: {name!r} is no name: expected letters, digits, _ and -.")
+        check(child, f"{path}.{name}" if path else name, annotation(tree, name))
 
 
 # Records.
@@ -261,6 +292,8 @@ def from_json(data: Any, *, modules: Iterable[str] = (), path: str = "") -> Any:
       modules: modules, already imported, whose dataclasses may be built too.
       path: where `data` stands in the whole record, for errors.
     """
+    if path.count(".") > 100:
+        raise UserError(f"{path[:40]}...: the record is nested too deeply.")
     if isinstance(data, list):
         return tuple(from_json(x, modules=modules, path=f"{path}.{i}") for i, x in enumerate(data))
     if not isinstance(data, dict):
@@ -270,7 +303,7 @@ def from_json(data: Any, *, modules: Iterable[str] = (), path: str = "") -> Any:
     if "_" not in data:
         return named
     cls = _recorded_class(str(data["_"]), set(modules), path)
-    known = {f.name for f in dataclasses.fields(cls) if f.init}
+    known = _fields(cls)
     for name in named:
         if name not in known:
             raise UserError(f"{path}.{name}: {cls.__name__} of this version of jaxdl has no such "
@@ -289,7 +322,7 @@ def _recorded_class(kind: str, modules: set[str], path: str) -> type:
                             "its file with --experiment=FILE and the run with --workdir=RUN_DIR.")
         try:
             found = importlib.util.find_spec(module)
-        except ImportError:
+        except (ImportError, ValueError):
             found = None
         if found is None:
             raise UserError(f"{path}: this version of jaxdl has no module '{module}'.")
@@ -306,8 +339,8 @@ def _recorded_class(kind: str, modules: set[str], path: str) -> type:
 def folders() -> list[Path]:
     """Where experiments are looked up by name: the working folder's, then jaxdl's own."""
     package = Path(__file__).parent
-    return [p for p in (Path.cwd() / "experiments", package.parent / "experiments",
-                        package / "experiments") if p.is_dir()]
+    return [p.absolute() for p in (Path("experiments"), package.parent / "experiments",
+                                   package / "experiments") if p.is_dir()]
 
 
 def experiments() -> dict[str, Path]:
@@ -335,8 +368,8 @@ def summary(path: Path) -> str:
     """The first line of an experiment file's docstring, read without running it."""
     try:
         text = ast.get_docstring(ast.parse(path.read_text()))
-    except (SyntaxError, UnicodeDecodeError) as error:
-        return f"(cannot be read: {error})"
+    except (SyntaxError, ValueError, OSError, RecursionError, MemoryError) as error:
+        return f"(cannot be read: {' '.join(str(error).split()) or type(error).__name__})"
     return text.splitlines()[0] if text else "(no docstring)"
 
 

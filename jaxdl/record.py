@@ -11,6 +11,7 @@
 import contextlib
 import datetime
 import importlib.metadata
+import inspect
 import json
 import math
 import os
@@ -26,15 +27,16 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from jaxdl import __version__, config, distributed
 from jaxdl.checkpoint import committed, write_atomically
-from jaxdl.errors import UserError
+from jaxdl.errors import UserError, shown
 from jaxdl.process import Lock
 from jaxdl.sinks import Sink, open_sinks
 
 FORMAT = 1
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,24 @@ class Recorded:
 def read(folder: Path) -> Recorded | None:
     """What a run directory recorded; None if it is not one."""
     path = folder / "config.json"
-    if not path.exists():
-        return None
     try:
+        if not path.is_file():
+            return None
         data = json.loads(path.read_text())
-        if data["format"] > FORMAT:
+        if not data["format"] <= FORMAT:
             raise UserError(f"{path}: written by a newer jaxdl (format {data['format']}; this one "
                             f"reads up to {FORMAT}).")
-        return Recorded(data["name"], data["experiment"], data["stand_in"], data["fingerprint"],
-                        data["expected"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{path}: not the config.json of a run ({type(error).__name__}: "
-                        f"{' '.join(str(error).split())}).") from error
+        kinds = inspect.get_annotations(Recorded)
+        for name, kind in kinds.items():
+            if not config.fits(data[name], kind):
+                raise ValueError(f"{name}={shown(repr(data[name]))}: "
+                                 f"{config.expected(data[name], kind)}")
+        if data["name"] in ("", "..") or Path(data["name"]).name != data["name"]:
+            raise ValueError(f"name={data['name']!r}: expected a name without folders")
+        return Recorded(**{name: data[name] for name in kinds})
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise UserError(f"{shown(str(path))}: not the config.json of a run ({reason}).") from error
 
 
 def new_folder(name: str) -> Path:
@@ -115,11 +123,14 @@ class Run:
         folder, record = self.folder, self.record
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.iterdir():  # To write through a link is to write elsewhere.
+                if not (path.is_dir() or (path.is_file() and not path.is_symlink())):
+                    raise UserError(f"{path}: neither a file nor a folder; refused.")
             (folder / ".probe").touch()
             (folder / ".probe").unlink()
+            self._lock = Lock(folder)
         except OSError as error:
             raise UserError(f"--workdir={folder}: cannot be written ({error.strerror}).") from error
-        self._lock = Lock(folder)
         try:
             old = read(folder)
             if old is None and any(p.name not in ("LOCK", "config.json") for p in folder.iterdir()):
@@ -157,9 +168,9 @@ class Run:
             write_atomically(self.folder / "overrides.txt", "".join(lines))
         path = self.folder / "environment.json"
         try:
-            launches = json.loads(path.read_text()) if path.exists() else []
-        except ValueError:  # torn by a kill of an older jaxdl, or edited: begin a new list
-            launches = []
+            launches = list(json.loads(path.read_text())) if path.exists() else []
+        except (ValueError, TypeError, RecursionError):  # torn by a kill of an older jaxdl, or
+            launches = []  # edited: begin a new list
         write_atomically(path, json.dumps([*launches, environment(step, devices)], indent=1))
         metrics = self.folder / "metrics.jsonl"
         if metrics.exists():
@@ -220,7 +231,7 @@ def _until(text: str, step: int, repeated: tuple[str, ...]) -> list[str]:
             again = values["step"] == step and any(k.split("/")[0] in repeated for k in values)
             if line.endswith("\n") and values["step"] <= step and not again:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return kept
 
@@ -262,9 +273,9 @@ def _short(value: Any) -> str:
 
 def announce(stand_in: str, reason: str) -> None:
     """The box that nobody misses."""
-    console.print(Panel(f"[bold]{stand_in}[/bold]\n{reason}\nThe numbers of this run are those of "
-                        "the stand-in. --strict_data refuses it.", title="STAND-IN DATA",
-                        border_style="yellow", expand=False))
+    text = Text.assemble((stand_in, "bold"), f"\n{reason}\nThe numbers of this run are those of "
+                         "the stand-in. --strict_data refuses it.")
+    console.print(Panel(text, title="STAND-IN DATA", border_style="yellow", expand=False))
 
 
 def parameter_table(params: Mapping[str, Any], frozen: Mapping[str, Any]) -> Table:
@@ -299,7 +310,7 @@ class Bar:
         self.steps = steps
         self._progress = Progress(
             TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"), BarColumn(bar_width=20),
-            TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=console,
+            TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False), console=console,
             transient=True, disable=not console.is_terminal)
         self._task = self._progress.add_task("", total=steps, completed=step, text="")
         self._progress.start()

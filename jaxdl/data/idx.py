@@ -6,6 +6,7 @@ dimension as a big-endian int32, and the numbers (http://yann.lecun.com/exdb/mni
 
 import gzip
 import math
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ class Idx(Images):
     std: tuple[float, ...] = (0.3081,)
 
     def prepare(self) -> None:
-        folder = Path(self.directory).expanduser()
+        folder = Path(os.path.expanduser(self.directory))
         if not folder.is_dir():
             raise UserError(f"Idx: directory={self.directory}: there is no such folder.")
         for part in (self.train, self.test):
@@ -114,7 +115,7 @@ class Idx(Images):
 
     def read(self, split: str) -> dict[str, np.ndarray]:
         part = self.train if split == "train" else self.test
-        return read(Path(self.directory).expanduser(), part, self.classes)
+        return read(Path(os.path.expanduser(self.directory)), part, self.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,7 @@ class Mnist(Images):
     def _where(self) -> Path:
         """The folder of the IDX files, fetched if need be, or of what TFDS prepared."""
         if self.directory is not None:
-            places = [Path(self.directory).expanduser()]
+            places = [Path(os.path.expanduser(self.directory))]
         else:
             places = [data_folder() / self.name, *map(Path, self.installed)]
         for folder in places:
