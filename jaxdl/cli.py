@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from jaxdl import allocator, config
+from jaxdl import allocator, config, files
 from jaxdl.errors import RunError, UserError, nearest, shown
 from jaxdl.process import PREEMPTED, Early, Preempted, Watchdog, leaving_at_once
 
@@ -263,10 +263,10 @@ def show(command: Command) -> int:
 
 def list_experiments() -> int:
     """Prints the name and the first docstring line of every experiment."""
-    found = config.experiments()
+    found = files.experiments()
     width = max(map(len, found), default=0)
     for name, path in found.items():
-        print(f"{name:<{width}}  {config.summary(path)}")
+        print(f"{name:<{width}}  {files.summary(path)}")
     return 0
 
 
@@ -416,7 +416,7 @@ def parse(mode: str, target: str, args: list[str]) -> Command:
     try:
         folder = Path(target).expanduser()
         is_run = (folder / "config.json").is_file()
-        is_folder = folder.is_dir() and target not in config.experiments()
+        is_folder = folder.is_dir() and target not in files.experiments()
     except (OSError, RuntimeError) as error:
         raise UserError(f"--experiment={shown(target)}: {error}.") from error
     if is_run:
@@ -430,10 +430,10 @@ def parse(mode: str, target: str, args: list[str]) -> Command:
         if is_folder:
             raise UserError(f"--experiment={target}: the directory has no config.json, so it is "
                             "not a run.")
-        path = config.find(target)
-        module = config.load(path)
+        path = files.find(target)
+        module = files.load(path)
         name, expected, modules = path.stem, module.__doc__ or "", (module.__name__,)
-        experiment = config.build(module)
+        experiment = files.build(module)
     options, typed = parse_flags(experiment, MODES[mode].options(), args, f"launch.py {mode}")
     if getattr(options, "workdir", None):
         try:

@@ -46,7 +46,7 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", [*CORE, "allocator", "clock", "compilation", "cost", "distributed",
+@pytest.mark.parametrize("name", [*CORE, "allocator", "clock", "compilation", "cost", "distributed", "files",
                                   "process", "profile", "resume", "tracing"])
 def test_the_core_knows_no_family(name: str) -> None:
     for module in imports(ROOT / "jaxdl" / f"{name}.py"):
