@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import sys
+import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from jaxdl.record import Recorded
 
 LONGEST = 2_000  # characters of an error
-Seconds = Annotated[float, config.Between(0.1)]
+Seconds = Annotated[float, config.Between(0.1, 1e6)]
 
 USAGE = """usage: launch.py [MODE] --experiment=NAME|FILE|RUN_DIR [--a.b.c=value ...]
 
@@ -498,6 +499,9 @@ def _flags(args: list[str], hints: Mapping[str, Any],
         i += 1
         if key not in hints:
             raise UserError(f"--{key}: {_unknown(key, hints, tree)}")
+        if not _is_plain(hints[key]):
+            raise UserError(f"--{key}: a {config.describe(hints[key])} is set in an experiment's "
+                            "file, not by a flag.")
         several = _is_tuple(hints[key])
         if equals:
             values = _items(text, hints[key]) if several else [text]
@@ -508,6 +512,8 @@ def _flags(args: list[str], hints: Mapping[str, Any],
             values, i = args[i:end], end
             if not values and hints[key] is bool:
                 values = ["True"]
+            if len(values) == 1 and several:
+                values = _items(values[0], hints[key])
         if len(values) != 1 and not several:
             raise UserError(f"--{key}={shown(' '.join(values))}: expected "
                             f"{config.describe(hints[key])}.")
@@ -541,6 +547,16 @@ def _items(text: str, hint: Any) -> list[str]:
     return [str(x) for item in value for x in (item if isinstance(item, (tuple, list)) else [item])]
 
 
+def _is_plain(hint: Any) -> bool:
+    """Whether values of this type can be typed: no objects."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _is_plain(args[0])
+    if origin in (typing.Union, types.UnionType, tuple):
+        return all(_is_plain(a) for a in args if a is not ...)
+    return origin is typing.Literal or hint in (bool, int, float, str, type(None), None, Any)
+
+
 def _is_tuple(hint: Any) -> bool:
     if typing.get_origin(hint) is Annotated:
         hint = typing.get_args(hint)[0]
@@ -550,8 +566,9 @@ def _is_tuple(hint: Any) -> bool:
 
 def _reduce(box: str, flags: list[tuple[str, list[str]]], hints: Mapping[str, Any]) -> str:
     """One line from tyro's framed message."""
-    for key, values in flags:
-        if re.search(rf"--{re.escape(key)}(?![\w.])", box):
+    told = box.partition("│ ───")[0]  # What follows is help, and names other flags.
+    for key, values in reversed(flags):  # Of two, the last one counts.
+        if re.search(rf"--{re.escape(key)}(?![\w.])", told):
             return f"--{key}={shown(' '.join(values))}: expected {config.describe(hints[key])}."
     return " ".join(re.sub(r"[─│╭╮╰╯]", " ", box).split())
 

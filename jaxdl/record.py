@@ -64,7 +64,7 @@ def read(folder: Path) -> Recorded | None:
     try:
         if not path.is_file():
             return None
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(), object_pairs_hook=_once)
         if not data["format"] <= FORMAT:
             raise UserError(f"{path}: written by a newer jaxdl (format {data['format']}; this one "
                             f"reads up to {FORMAT}).")
@@ -79,6 +79,15 @@ def read(folder: Path) -> Recorded | None:
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise UserError(f"{shown(str(path))}: not the config.json of a run ({reason}).") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a name that is there twice would hide a value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise ValueError(f"{shown(repr(twice))} is there twice")
+    return found
 
 
 def new_folder(name: str) -> Path:
