@@ -1,19 +1,19 @@
-"""Malformed command lines and records into jaxdl, one line out: counted, and searched for tracebacks.
+"""Malformed command lines and records in, one line out: counted, and searched for tracebacks.
 
-    PYTHONPATH=. python benchmarks/fuzz.py [--inputs=10000] [--seed=0] [--only=NUMBER]
+    PYTHONPATH=. python benchmarks/fuzz.py [--inputs=10000] [--seed=0] [--only=lines:7]
 
-A command line, a config.json, or another file of a run directory that is valid is changed in one or
-more places and given to `jaxdl.cli.main`, in this process, up to the point where training would
-begin: arguments are parsed, records read and rebuilt, data prepared, the run directory opened; `fit`
-and the like are replaced by functions that do nothing. Each input must end
+A valid command line, config.json, or other file of a run directory is changed in one or more
+places and given to `jaxdl.cli.main`, in this process, up to the point where training would begin:
+arguments are parsed, records read and rebuilt, data prepared, the run directory opened; `fit` and
+the like are replaced by functions that do nothing. Each input must end
 
-- with status 2 or 1 and exactly one line on stderr, "error: ...", or with status 0 (what was changed
-  was valid all the same, or it asked for help),
+- with status 2 or 1 and exactly one line on stderr, "error: ...", or with status 0 (what was
+  changed was valid all the same, or it asked for help),
 - within 5 seconds,
 - without running anything: values try to make a file in a dozen languages, and an audit hook sees
-  each process and each file that is opened for writing outside the folder of this run.
+  each process, and each file that is opened for writing outside the folder of this run.
 
-Input NUMBER depends on the seed and on itself alone; --only=NUMBER shows it with its traceback.
+An input depends on the seed and its number alone; --only shows one in full.
 """
 
 import argparse
@@ -39,13 +39,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAXDL_MALLOC", "default")
 sys.dont_write_bytecode = True  # The import of a module is no writing of ours.
 
-from rich.box import MARKDOWN
-from rich.console import Console
-from rich.table import Table
+from rich.box import MARKDOWN  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
 
-from jaxdl import checkpoint, cli, config, distributed, files, record, resume, train
-from jaxdl.data import fetch
-from jaxdl.errors import UserError
+from jaxdl import checkpoint, cli, config, distributed, files, record, resume, train  # noqa: E402
+from jaxdl.data import fetch  # noqa: E402
+from jaxdl.errors import UserError  # noqa: E402
 
 LIMIT = 5.0  # seconds
 CANARY = "canary-of-the-fuzzer"
@@ -54,39 +54,43 @@ PYTHON = f"__import__('os').system('{SHELL}')"
 
 # What people and attackers type in place of a value.
 VALUES = (
-    "", " ", "None", "null", "true", "False", "1", "-1", "0", "-0", "+1", "1.", ".5", "1e3", "1_000",
-    "1__0", "0x10", "0b1", "0o7", "1e999", "-1e999", "1e39", "nan", "NaN", "inf", "-inf", "Infinity",
-    "9" * 30, "9" * 400, "9" * 5_000, "0." + "1" * 5_000, "١٢", "²", "½", "一", "1,2", "1,,2", ",",
-    "(1, 2)", "[1]", "{}", "{1: 2}", "{[]: 1}", "()", "(((1,),),)", "(" * 3_000, "[" * 3_000,
-    "-" * 3_000 + "1", "lambda: 0", "b'x'", "1j", "'x'", '"', "'", "\\", "\\x", "%s%n%d", "{0.__class__}",
-    "{", "}", "{}{}", "[bold]x[/bold]", "[/x]", ":smile:", "a.b.c", ".", "..", "/", "~", "~nobody-here/x",
-    "../../../../etc/passwd", "/etc/passwd", "/dev/null", "/dev/zero", "/proc/nothing/x", "x" * 300,
-    "x/" * 3_000, "x" * 100_000, "a{9999999999}", "a**", "(?P<n>", "(?:" * 2_000, "\\9", "[", "(a+)+$",
-    "é", "\U0001f600", "\ud800", "\udcff", "\x00", "a\x00b", "a\nb", "a\tb", "\r", "\x1b[2J\x1b]0;x\x07",
-    "\u202e", "\ufeff", "e\u0301" * 50, "--steps=3", "--", "-", "=", "==", "a=b", "@file", "*", "?", "#",
-    PYTHON, f"os.system('{SHELL}')", "os:system", "os.system", f"$({SHELL})", f"`{SHELL}`", f"; {SHELL}",
+    "", " ", "None", "null", "true", "False", "1", "-1", "0", "-0", "+1", "1.", ".5", "1e3",
+    "1_000", "1__0", "0x10", "0b1", "0o7", "1e999", "-1e999", "1e39", "nan", "NaN", "inf", "-inf",
+    "Infinity", "9" * 30, "9" * 400, "9" * 5_000, "0." + "1" * 5_000, "١٢", "²", "½", "一", "1,2",
+    "1,,2", ",", "(1, 2)", "[1]", "{}", "{1: 2}", "{[]: 1}", "()", "(((1,),),)", "(" * 3_000,
+    "[" * 3_000, "-" * 3_000 + "1", "lambda: 0", "b'x'", "1j", "'x'", '"', "'", "\\", "\\x",
+    "%s%n%d", "{0.__class__}", "{", "}", "{}{}", "[bold]x[/bold]", "[/x]", ":smile:", "a.b.c", ".",
+    "..", "/", "~", "~nobody-here/x", "../../../../etc/passwd", "/etc/passwd", "/dev/null",
+    "/dev/zero", "/proc/nothing/x", "x" * 300, "x/" * 3_000, "x" * 100_000, "a{9999999999}", "a**",
+    "(?P<n>", "(?:" * 2_000, "\\9", "[", "(a+)+$", "é", "\U0001f600", "\ud800", "\udcff", "\x00",
+    "a\x00b", "a\nb", "a\tb", "\r", "\x1b[2J\x1b]0;x\x07", "\u202e", "\ufeff", "e\u0301" * 50,
+    "--steps=3", "--", "-", "=", "==", "a=b", "@file", "*", "?", "#", PYTHON,
+    f"os.system('{SHELL}')", "os:system", "os.system", f"$({SHELL})", f"`{SHELL}`", f"; {SHELL}",
     f"| {SHELL}", f"&& {SHELL}", f"\n{SHELL}\n", f"!!python/object/apply:os.system ['{SHELL}']",
     f"!!python/name:os.system [{SHELL}]", f"{{{{ {PYTHON} }}}}", f"${{{PYTHON}}}", f"#{{{PYTHON}}}",
     f"exec({PYTHON!r})", f"cos\nsystem\n(S'{SHELL}'\ntR.", f"@{{{PYTHON}}}", f"%{{{PYTHON}}}")
 # The same in JSON, beside these as strings.
 PLAIN: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2 ** 31, 2 ** 64, -2 ** 64, 10 ** 400, 0.5, -0.5, 1e39, -1e300, 1e-320,
-    float("nan"), float("inf"), -float("inf"), [], [[]], [None], [1, "x"], {}, {"": 0}, {"a.b": 1},
-    {"_": None}, {"_": 3}, {"_": ["os", "system"]}, {"_": {}}, [{}], [{"_": "os:system"}])
+    None, True, False, 0, 1, -1, 2 ** 31, 2 ** 64, -2 ** 64, 10 ** 400, 0.5, -0.5, 1e39, -1e300,
+    1e-320, float("nan"), float("inf"), -float("inf"), [], [[]], [None], [1, "x"], {}, {"": 0},
+    {"a.b": 1}, {"_": None}, {"_": 3}, {"_": ["os", "system"]}, {"_": {}}, [{}],
+    [{"_": "os:system"}])
 CLASSES = (
     "os:system", "os:popen", "posix:system", "subprocess:Popen", "builtins:eval", "builtins:exec",
     "builtins:__import__", "builtins:dict", "pickle:loads", "importlib:import_module", "sys:exit",
-    "pathlib:Path", "antigravity:x", "this:x", "jaxdl:x", "jaxdl", ":", "", "x", ":x", "jaxdl.config",
-    "jaxdl.config:", "jaxdl.config:Path", "jaxdl.config:Between", "jaxdl.config:from_json",
-    "jaxdl.config:Leaf", "jaxdl.files:load", "jaxdl.cli:main", "jaxdl.cli:Command", "jaxdl.cli:os",
-    "jaxdl.cli:os.system", "jaxdl.record:Run", "jaxdl.record:Recorded", "jaxdl.record:subprocess",
-    "jaxdl.distributed:Peers", "jaxdl.process:Lock", "jaxdl.train:Program", "jaxdl.train:fit",
-    "jaxdl.resume:Kill", "jaxdl.task:TrainState", "jaxdl.task:Mean", "jaxdl.experiment:Experiment",
-    "jaxdl.experiment:Mesh", "jaxdl.experiment:InitFrom", "jaxdl.optimizer:SGD", "jaxdl.optimizer:Adam",
-    "jaxdl.optimizer:Cosine", "jaxdl.data.digits:Digits", "jaxdl.data.idx:Idx", "jaxdl.data.tfds:Tfds",
-    "jaxdl.data.folder:ImageFolder", "jaxdl.models.mlp:MLP", "jaxdl.models.mlp:nn", "jaxdl.nothing:X",
-    "jaxdl..config:X", "jaxdl.:X", "jaxdl.config.x:X", "jaxdl/config:X", "jaxdl.\x00:X", "jaxdl.\ud800:X",
-    "jaxdl.config:\ud800", "jaxdl.config:__class__", "jaxdl.config:Experiment.__init__", "jaxdl." * 500,
+    "pathlib:Path", "antigravity:x", "this:x", "jaxdl:x", "jaxdl", ":", "", "x", ":x",
+    "jaxdl.config", "jaxdl.config:", "jaxdl.config:Path", "jaxdl.config:Between",
+    "jaxdl.config:from_json", "jaxdl.config:Leaf", "jaxdl.files:load", "jaxdl.cli:main",
+    "jaxdl.cli:Command", "jaxdl.cli:os", "jaxdl.cli:os.system", "jaxdl.record:Run",
+    "jaxdl.record:Recorded", "jaxdl.record:subprocess", "jaxdl.distributed:Peers",
+    "jaxdl.process:Lock", "jaxdl.train:Program", "jaxdl.train:fit", "jaxdl.resume:Kill",
+    "jaxdl.task:TrainState", "jaxdl.task:Mean", "jaxdl.experiment:Experiment",
+    "jaxdl.experiment:Mesh", "jaxdl.experiment:InitFrom", "jaxdl.optimizer:SGD",
+    "jaxdl.optimizer:Adam", "jaxdl.optimizer:Cosine", "jaxdl.data.digits:Digits",
+    "jaxdl.data.idx:Idx", "jaxdl.data.tfds:Tfds", "jaxdl.data.folder:ImageFolder",
+    "jaxdl.models.mlp:MLP", "jaxdl.models.mlp:nn", "jaxdl.nothing:X", "jaxdl..config:X", "jaxdl.:X",
+    "jaxdl.config.x:X", "jaxdl/config:X", "jaxdl.\x00:X", "jaxdl.\ud800:X", "jaxdl.config:\ud800",
+    "jaxdl.config:__class__", "jaxdl.config:Experiment.__init__", "jaxdl." * 500,
     "jaxdl.__main__:X", "jaxdl.data:X", "experiments.mlp_digits:config", "tests.tiny:MortalDigits")
 
 
@@ -117,6 +121,14 @@ class Begun(Exception):
 
 # Command lines.
 
+LETTERS = "abcdefghijklmnopqrstuvwxyz_.-=0123456789"
+STRANGE = "é一\u0301\u200b\u202e\ufeff\U0001f600\ud800\udcff\x00\x07\x1b\n\t "
+NUMBERS = ("{}", "-{}", "0.{}", "{}e{}", "0x{}", "{}_{}", "1e-{}", "{}.{}.{}", "--{}", "{}%", " {}",
+           "{}L", "{}f", "1/{}", "{}**9")
+WORDS = ("--", "-", "---", "--=", "--=x", "-x", "--x", "--no-steps", "--steps", "--experiment",
+         "--experiment=", "--help=3", "--version", "+steps=3", "steps=3", "--steps:3", "-steps=3",
+         "list", "show", "launch", "train")
+
 
 def command_line(chance: random.Random, experiments: dict[str, Any]) -> list[str]:
     """A valid one."""
@@ -124,7 +136,7 @@ def command_line(chance: random.Random, experiments: dict[str, Any]) -> list[str
     mode = chance.choice(["show"] * 10 + ["train", "train", "evaluate", "verify-resume", "launch"])
     leaves = [(p, leaf.value) for p, leaf in config.leaves(experiments[name])
               if cli._is_plain(leaf.hint)]
-    typed = [flag(chance, path, value) for path, value in chance.sample(leaves, chance.randint(1, 3))]
+    typed = [flag(path, value) for path, value in chance.sample(leaves, chance.randint(1, 3))]
     options = {"train": ["--workdir=runs/a", "--resume", "--strict_data", "--accept_changes",
                          "--sinks=tensorboard", "--profile=1:3", "--stuck_after=60"],
                "evaluate": ["--workdir=run", "--step=best", "--step=1"],
@@ -136,18 +148,17 @@ def command_line(chance: random.Random, experiments: dict[str, Any]) -> list[str
         arg.split("=", 1) if chance.random() < .1 and "=" in arg else [arg])]
 
 
-def flag(chance: random.Random, path: str, value: Any) -> str:
+def flag(path: str, value: Any) -> str:
     text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return f"--{path}={text}"
 
 
-def typed(chance: random.Random, args: list[str]) -> list[int]:
+def with_value(args: list[str]) -> list[int]:
     """Where an argument has a value."""
     return [i for i, arg in enumerate(args) if "=" in arg] or list(range(len(args)))
 
 
-def edited(chance: random.Random, text: str, alphabet: str = "abcdefghijklmnopqrstuvwxyz_.-=0123456789"
-           ) -> str:
+def edited(chance: random.Random, text: str, alphabet: str = LETTERS) -> str:
     """The text with a character deleted, replaced, inserted, or swapped with the next one."""
     if not text:
         return chance.choice(alphabet)
@@ -166,30 +177,29 @@ def edit_characters(chance: random.Random, args: list[str]) -> None:
 
 def edit_unicode(chance: random.Random, args: list[str]) -> None:
     at = chance.randrange(len(args))
-    args[at] = edited(chance, args[at], "é一\u0301\u200b\u202e\ufeff\U0001f600\ud800\udcff\x00\x07\x1b\n\t ")
+    args[at] = edited(chance, args[at], STRANGE)
 
 
 def another_value(chance: random.Random, args: list[str]) -> None:
-    at = chance.choice(typed(chance, args))
+    at = chance.choice(with_value(args))
     args[at] = f"{args[at].partition('=')[0]}={chance.choice(VALUES)}"
 
 
 def another_values_key(chance: random.Random, args: list[str]) -> None:
-    i, j = chance.choice(typed(chance, args)), chance.choice(typed(chance, args))
+    i, j = chance.choice(with_value(args)), chance.choice(with_value(args))
     (a, _, x), (b, _, y) = args[i].partition("="), args[j].partition("=")
     args[i], args[j] = f"{a}={y}", f"{b}={x}"
 
 
 def random_number(chance: random.Random, args: list[str]) -> None:
-    at = chance.choice(typed(chance, args))
+    at = chance.choice(with_value(args))
     digits = "".join(chance.choices("0123456789", k=chance.randint(1, 40)))
-    form = chance.choice(["{}", "-{}", "0.{}", "{}e{}", "0x{}", "{}_{}", "1e-{}", "{}.{}.{}", "--{}", "{}%",
-                          " {}", "{}L", "{}f", "1/{}", "{}**9"])
-    args[at] = f"{args[at].partition('=')[0]}={form.replace('{}', digits)}"
+    number = chance.choice(NUMBERS).replace("{}", digits)
+    args[at] = f"{args[at].partition('=')[0]}={number}"
 
 
 def missing_value(chance: random.Random, args: list[str]) -> None:
-    at = chance.choice(typed(chance, args))
+    at = chance.choice(with_value(args))
     args[at] = args[at].partition("=")[0] + chance.choice(["", "="])
 
 
@@ -211,16 +221,14 @@ def shuffled(chance: random.Random, args: list[str]) -> None:
 
 
 def inserted(chance: random.Random, args: list[str]) -> None:
-    word = chance.choice([*VALUES, "--", "-", "---", "--=", "--=x", "-x", "--x", "--no-steps", "--steps",
-                          "--experiment", "--experiment=", "--help=3", "--version", "+steps=3",
-                          "steps=3", "--steps:3", "-steps=3", "list", "show", "launch", "train"])
-    args.insert(chance.randrange(len(args) + 1), word)
+    args.insert(chance.randrange(len(args) + 1), chance.choice([*VALUES, *WORDS]))
 
 
 def dashes(chance: random.Random, args: list[str]) -> None:
     at = chance.randrange(len(args))
     bare = args[at].lstrip("-")
-    args[at] = chance.choice(["-", "", "---", "--no-", "--no_", "-- ", "—", "--.", "--data."]) + bare
+    start = chance.choice(["-", "", "---", "--no-", "--no_", "-- ", "—", "--.", "--data."])
+    args[at] = start + bare
 
 
 def asked_for_help(chance: random.Random, args: list[str]) -> None:
@@ -234,7 +242,8 @@ LINES: dict[str, tuple[Callable[[random.Random, list[str]], None], int]] = {
     "a random number": (random_number, 4), "a value missing": (missing_value, 2),
     "very long": (very_long, 2), "an argument repeated": (repeated, 2),
     "an argument missing": (deleted, 2), "arguments shuffled": (shuffled, 2),
-    "a word inserted": (inserted, 4), "other dashes": (dashes, 2), "help asked for": (asked_for_help, 1)}
+    "a word inserted": (inserted, 4), "other dashes": (dashes, 2),
+    "help asked for": (asked_for_help, 1)}
 
 
 # Records.
@@ -299,7 +308,7 @@ def parts_exchanged(chance: random.Random, data: dict[str, Any]) -> Any:
 
 
 def header_changed(chance: random.Random, data: dict[str, Any]) -> Any:
-    key = chance.choice(["format", "name", "stand_in", "fingerprint", "expected", "experiment", "jaxdl"])
+    key = chance.choice(sorted(data))
     data[key] = chance.choice([*PLAIN, *VALUES])
     return data
 
@@ -319,8 +328,8 @@ def written_twice(chance: random.Random, data: dict[str, Any]) -> str:
     at = chance.choice([i for i, c in enumerate(text) if c in "{[,:"]) + 1
     return text[:at] + chance.choice([
         '"_": "os:system",', '"steps": 3,', '"seed": 1,"seed": 2,', "NaN,", "Infinity,", "// x\n",
-        "/* x */", "'x':1,", "\ufeff", "\x00", ",", "0x1,", "1_0,", "True,", "undefined,", '"\\ud800",',
-        '"\\u0000":1,', '"a" "b",', "--1,", "1e9999,", "9" * 5_000 + ","]) + text[at:]
+        "/* x */", "'x':1,", "\ufeff", "\x00", ",", "0x1,", "1_0,", "True,", "undefined,",
+        '"\\ud800",', '"\\u0000":1,', '"a" "b",', "--1,", "1e9999,", "9" * 5_000 + ","]) + text[at:]
 
 
 RECORDS: dict[str, tuple[Callable[[random.Random, dict[str, Any]], Any], int]] = {
@@ -332,6 +341,9 @@ RECORDS: dict[str, tuple[Callable[[random.Random, dict[str, Any]], Any], int]] =
 
 
 # Bytes of files.
+
+METRICS = "".join(json.dumps({"step": step, "train/loss": 1 / (step + 1)}) + "\n"
+                  for step in range(8))
 
 
 def flipped(chance: random.Random, data: bytes) -> bytes:
@@ -389,8 +401,8 @@ class Fuzzer:
         """Notes what runs a program, and what writes outside of the folder."""
         if not self.watching:
             return
-        if event in ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen",
-                     "pickle.find_class"):
+        if event in ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork",
+                     "subprocess.Popen", "pickle.find_class"):
             self.written.append(f"{event} {values!r}")
         elif event == "open" and isinstance(values[2], int) and values[2] & (
                 os.O_WRONLY | os.O_RDWR | os.O_CREAT):
@@ -409,7 +421,7 @@ class Fuzzer:
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
-        """Nothing trains, waits for a network, or ends the process; the folder is the working one."""
+        """Nothing trains, waits for a network, or ends the process."""
         def begun(experiment: Any, run: record.Run, **options: Any) -> None:
             with contextlib.closing(run):
                 run.start(1, [])
@@ -423,8 +435,9 @@ class Fuzzer:
             raise Begun
 
         opened = record.Run
-        changes = [(train, "fit", begun), (train, "evaluate", nothing), (resume, "shortened", nothing),
-                   (distributed, "launch", nothing), (record, "Run", inside),
+        changes = [(train, "fit", begun), (train, "evaluate", nothing),
+                   (resume, "shortened", nothing), (distributed, "launch", nothing),
+                   (record, "Run", inside),
                    (fetch, "reachable", lambda url: False), (record, "_git", lambda *args: None),
                    (cli, "Watchdog", lambda *args: contextlib.nullcontext())]
         old = [(where, name, getattr(where, name)) for where, name, _ in changes]
@@ -445,8 +458,9 @@ class Fuzzer:
 
     def recorded(self, name: str) -> dict[str, Any]:
         """A config.json as plain JSON."""
-        return {"format": 1, "jaxdl": "0.1.0", "name": name, "stand_in": None, "fingerprint": "0" * 16,
-                "expected": "98 %", "experiment": config.to_json(self.experiments[name])}
+        return {"format": 1, "jaxdl": "0.1.0", "name": name, "stand_in": None,
+                "fingerprint": "0" * 16, "expected": "98 %",
+                "experiment": config.to_json(self.experiments[name])}
 
     def run_folder(self, name: str, text: str | bytes) -> Path:
         """A run directory with this config.json, and a checkpoint in name."""
@@ -496,7 +510,7 @@ class Fuzzer:
             verdict = status
         elif status == 0:
             verdict = "accepted" if not text else "accepted, but printed"
-        elif text.startswith("error: ") and text.count("\n") == 1 and text.rstrip("\n").isprintable():
+        elif text.startswith("error: ") and text[-1] == "\n" and text[:-1].isprintable():
             verdict = "refused"
         else:
             verdict = "not one line"
@@ -523,7 +537,8 @@ class Fuzzer:
         args = chance.choice([["show", "--experiment=run"]] * 4 + [
             ["--experiment=run"], ["--experiment=mlp_digits", "--workdir=run"],
             ["--experiment=mlp_digits", "--workdir=run", "--accept_changes"],
-            ["evaluate", "--experiment=run"], ["evaluate", "--experiment=mlp_digits", "--workdir=run"],
+            ["evaluate", "--experiment=run"],
+            ["evaluate", "--experiment=mlp_digits", "--workdir=run"],
             ["show", "--experiment=run", "--steps=3"]])
         self.shown = [*args, text]
         return self.tried(f"record: {kind}", lambda: cli.main(args))
@@ -538,7 +553,7 @@ class Fuzzer:
         config_text = json.dumps(self.recorded("mlp_digits"), indent=1).encode()
         folder = self.run_folder("run", config_text)
         whole = {"config.json": config_text, "metrics.jsonl": METRICS.encode(),
-                 "environment.json": json.dumps([{"time": "x", "from_step": 0, "command": []}]).encode()}
+                 "environment.json": json.dumps([{"from_step": 0, "command": []}]).encode()}
         for name, content in whole.items():
             (folder / name).write_bytes(content)
         (folder / which).write_bytes(BYTES[how](chance, whole[which]))
@@ -580,9 +595,6 @@ class Fuzzer:
         return {"lines": self.line, "records": self.record, "files": self.file}[campaign](chance)
 
 
-METRICS = "".join(json.dumps({"step": step, "train/loss": 1 / (step + 1)}) + "\n" for step in range(8))
-
-
 @contextlib.contextmanager
 def printing_to(out: io.StringIO) -> Iterator[None]:
     """Rich keeps the stream that it was made with."""
@@ -608,8 +620,9 @@ def run(folder: Path, seed: int, inputs: int, of_files: int) -> list[Outcome]:
             outcome = fuzzer.input(seed, number, campaign)
             outcomes.append(outcome)
             if outcome.verdict not in ("refused", "accepted"):
-                print(f"{campaign} {number}: {outcome.verdict}: {outcome.kind}: "
-                      f"{[str(a)[:200] for a in fuzzer.shown]}: {outcome.text[-600:]!r}", flush=True)
+                print(f"{campaign}:{number}: {outcome.verdict}: {outcome.kind}: "
+                      f"{[str(a)[:200] for a in fuzzer.shown]}: {outcome.text[-600:]!r}",
+                      flush=True)
     return outcomes
 
 
@@ -633,7 +646,8 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=10_000, help="command lines and records")
     parser.add_argument("--files", type=int, default=4_000, help="files with other bytes")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", help="lines:NUMBER, records:NUMBER or files:NUMBER, shown in full")
+    parser.add_argument("--only", metavar="lines|records|files:NUMBER",
+                        help="this input alone, shown in full")
     flags = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if flags.only:

@@ -320,7 +320,7 @@ def _recorded_class(kind: str, modules: set[str], path: str) -> type:
                             "its file with --experiment=FILE and the run with --workdir=RUN_DIR.")
         try:
             found = importlib.util.find_spec(module)
-        except (ImportError, ValueError):
+        except (ImportError, ValueError, RecursionError):
             found = None
         if found is None:
             raise UserError(f"{path}: this version of jaxdl has no module '{module}'.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdl import config
-from jaxdl.errors import UserError, nearest
+from jaxdl.errors import UserError, nearest, shown
 
 
 def folders() -> list[Path]:
@@ -30,11 +30,14 @@ def find(name: str) -> Path:
     if name.endswith(".py") or "/" in name:
         path = Path(name).expanduser().resolve()
         if not path.is_file():
-            raise UserError(f"--experiment={name}: there is no such file.")
+            raise UserError(f"--experiment={shown(name)}: there is no such file.")
+        if path.suffix != ".py":
+            raise UserError(f"--experiment={name}: not an experiment file, which ends in .py, nor "
+                            "a run directory.")
         return path
     known = experiments()
     if name not in known:
-        raise UserError(f"--experiment={name}: no such experiment.{nearest(name, known)} "
+        raise UserError(f"--experiment={shown(name)}: no such experiment.{nearest(name, known)} "
                         f"'list' shows all {len(known)}.")
     return known[name]
 
