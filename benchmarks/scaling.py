@@ -35,7 +35,7 @@ from jax.sharding import PartitionSpec
 from rich.console import Console
 from rich.table import Table
 
-from jaxdl import config, distributed, parallel, profile, train
+from jaxdl import distributed, files, parallel, profile, train
 from jaxdl.data.loader import ahead
 from jaxdl.data.source import Arrays
 from jaxdl.evaluate import assemble
@@ -244,7 +244,7 @@ def workload(model: str) -> Any:
             data=Tokens(), optimizer=Adam(learning_rate=Constant(peak=1e-3)),
             steps=100, batch_size=16)
     else:
-        experiment = config.build(config.load(config.experiments()[model]))
+        experiment = files.build(files.load(files.experiments()[model]))
         data: Any = experiment.data
         if data.stand_in is not None:
             # Larger images take longer, and rounding grows faster on them, on one device too.

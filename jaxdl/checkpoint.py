@@ -13,6 +13,7 @@ deleted only after a newer one is committed; the best one stays. Only this file 
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -276,13 +277,14 @@ def committed(folder: Path) -> list[int]:
 
 
 def digest(folder: Path, sync: bool = False) -> dict[str, list[Any]]:
-    """{relative path: [size, SHA-256]} of every file; links are refused."""
+    """{relative path: [size, SHA-256]} of every file; links, pipes and devices are refused."""
     found: dict[str, list[Any]] = {}
     for root, folders, files in os.walk(folder):
-        for name in folders + files:
-            path = Path(root, name)
+        for path in (Path(root), *(Path(root, name) for name in folders + files)):
             if path.is_symlink():
                 raise ValueError(f"{path} is a symbolic link")
+            if not (path.is_file() or path.is_dir()):
+                raise ValueError(f"{path} is neither a file nor a folder")
         for name in files:
             path = Path(root, name)
             with path.open("rb") as file:
@@ -307,12 +309,22 @@ def read_manifest(folder: Path, step: int) -> dict[str, Any]:
         newer = manifest["format"] > FORMAT
         if not newer and manifest.pop("sha256") != _seal(manifest):
             raise ValueError("changed")
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        if not newer:
+            _check(manifest)
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise ValueError(f"{path} is not the manifest that was written") from error
     if newer:
         raise UserError(f"{path}: written by a newer jaxdl (format {manifest['format']}; this one "
                         f"reads up to {FORMAT}).")
     return manifest
+
+
+def _check(manifest: Mapping[str, Any]) -> None:
+    """Raises an error unless what a manifest holds has the types that we write."""
+    shapes = all(isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in shape)
+                 for shape, dtype in dict(manifest["arrays"]).values())
+    if not shapes or not isinstance(manifest["meta"], dict) or not dict(manifest["files"]):
+        raise ValueError("other types than we write")
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
@@ -324,9 +336,10 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 def best_step(folder: Path, step: int) -> int | None:
     """Which step was the best when this one was saved; None if there was none."""
     try:
-        return read_manifest(folder, step)["meta"].get("progress", {}).get("best_step")
-    except ValueError:  # A damaged one is passed over at restore, and says nothing here.
-        return None
+        best = read_manifest(folder, step)["meta"]["progress"]["best_step"]
+        return best if isinstance(best, int) else None
+    except (ValueError, KeyError, TypeError):
+        return None  # A damaged one is passed over at restore, and says nothing here.
 
 
 def verify(folder: Path, step: int) -> dict[str, Any]:
@@ -403,10 +416,19 @@ def arrays(folder: Path, step: int, pattern: str = ".*") -> dict[str, np.ndarray
     kinds = {p: orbax.ArrayRestoreArgs(sharding=here) if dtype.startswith("key")
              else orbax.RestoreArgs(restore_type=np.ndarray)
              for p, (_, dtype) in stored.items() if re.fullmatch(pattern, p)}
-    restored = orbax.PyTreeCheckpointer().restore(
-        folder.absolute() / "arrays" / str(step) / "default", args=orbax.args.PyTreeRestore(
-            item=_nested(dict.fromkeys(kinds, 0)), partial_restore=True,
-            restore_args=_nested(kinds)))
+    place = folder.absolute() / "arrays" / str(step) / "default"
+    handler: Any = orbax.PyTreeCheckpointHandler()
+    headers: dict[str, Any] = traverse_util.flatten_dict(handler.metadata(place).tree, sep="/")
+    for p, header in headers.items():
+        if p in kinds:  # It is compared before memory is taken for what the header says.
+            shape, (want, dtype) = list(header.shape), stored[p]
+            more, chunk = math.prod(shape[len(want):]), math.prod(header.storage.chunk_shape)
+            if shape[:len(want)] != want or more > (4 if dtype.startswith("key") else 1) or (
+                    chunk > max(1, math.prod(shape))):
+                raise ValueError(f"{place}: {p} is of the shape {shape}, in chunks of {chunk:,}; "
+                                 f"expected {want}")
+    restored = orbax.PyTreeCheckpointer().restore(place, args=orbax.args.PyTreeRestore(
+        item=_nested(dict.fromkeys(kinds, 0)), partial_restore=True, restore_args=_nested(kinds)))
     flat: dict[str, Any] = traverse_util.flatten_dict(restored, sep="/")
     return {p: np.asarray(jax.random.key_data(x) if isinstance(x, jax.Array) else x)
             for p, x in flat.items()}
@@ -425,7 +447,7 @@ def select(run: Path, step: str) -> int:
         if best not in steps:
             raise UserError(f"{run}: has no best checkpoint (best.metric was None, or it is gone).")
         return int(best)
-    if not step.isdecimal() or int(step) not in steps:
+    if step not in map(str, steps):
         raise UserError(f"{run}: has no checkpoint {step!r}; it has {', '.join(map(str, steps))}, "
                         "'last' and 'best'.")
     return int(step)

@@ -5,25 +5,28 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import math
+import keyword
 import os
 import re
+import signal
 import sys
+import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from jaxdl import allocator, config
-from jaxdl.errors import RunError, UserError, nearest
+from jaxdl import allocator, config, files
+from jaxdl.errors import RunError, UserError, nearest, shown
 from jaxdl.process import PREEMPTED, Early, Preempted, Watchdog, leaving_at_once
 
 if TYPE_CHECKING:
     from jaxdl.experiment import Experiment
     from jaxdl.record import Recorded
 
-Seconds = Annotated[float, config.Between(0.1)]
+LONGEST = 2_000  # characters of an error
+Seconds = Annotated[float, config.Between(0.1, 1e6)]
 
 USAGE = """usage: launch.py [MODE] --experiment=NAME|FILE|RUN_DIR [--a.b.c=value ...]
 
@@ -148,10 +151,10 @@ def train_watched(command: Command, watchdog: Watchdog) -> int:
     options: TrainOptions = command.options
     if options.resume and options.workdir:
         raise UserError("--resume and --workdir exclude each other.")
-    sinks.check_names(options.sinks)
+    sinks.check(options.sinks)
     folder = Path(distributed.by_leader(lambda: str(
-        record.newest(command.name) if options.resume else Path(options.workdir).expanduser()
-        if options.workdir else record.new_folder(command.name))))
+        record.newest(command.name) if options.resume else options.workdir
+        or record.new_folder(command.name))))
     distributed.by_leader(lambda: record.check_writable(folder))
     old = record.read(folder)
     experiment, stand_in = distributed.leader_first(
@@ -224,8 +227,7 @@ def evaluate(command: Command) -> int:
         raise UserError("--workdir goes with the name or file of an experiment, not with a run.")
     if folder is None:
         folder = Path(distributed.by_leader(lambda: str(
-            Path(options.workdir).expanduser() if options.workdir
-            else record.newest(command.name))))
+            options.workdir or record.newest(command.name))))
     old = record.read(folder)
     if old is None:
         raise UserError(f"--workdir={folder}: not a run directory.")
@@ -268,10 +270,10 @@ def show(command: Command) -> int:
 
 def list_experiments() -> int:
     """Prints the name and the first docstring line of every experiment."""
-    found = config.experiments()
+    found = files.experiments()
     width = max(map(len, found), default=0)
     for name, path in found.items():
-        print(f"{name:<{width}}  {config.summary(path)}")
+        print(f"{name:<{width}}  {files.summary(path)}")
     return 0
 
 
@@ -300,55 +302,73 @@ def main(argv: list[str] | None = None) -> int:
     """
     allocator.keep_memory()  # before jax is imported
     try:
-        return _main(list(sys.argv[1:] if argv is None else argv))
+        status = _main(list(sys.argv[1:] if argv is None else argv))
+        print(end="", flush=True)
+        return status
     except UserError as error:
-        return _fail(error, 2)
+        return _fail(str(error), 2)
+    except ImportError as error:
+        return _fail(f"{error}; 'pip install --editable .' in the folder of jaxdl brings what it "
+                     "needs", 2)
     except RunError as error:
-        return _fail(error, 1)
+        return _fail(str(error), 1)
+    except MemoryError as error:
+        return _fail(f"out of memory: {error}", 1)
     except Early as error:
-        _fail(error, PREEMPTED)
+        _fail(str(error), PREEMPTED)
         os._exit(PREEMPTED)  # not to wait for a thread that compiles
     except Preempted as error:
-        return _fail(error, PREEMPTED)
+        return _fail(str(error), PREEMPTED)
+    except OSError as error:
+        if error.filename is None:  # It may be the output, which would fail once more at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):  # 'list | head -1' has seen enough.
+            return 128 + signal.SIGPIPE
+        return _fail(str(error), 1)
     except KeyboardInterrupt:
         return 130
 
 
-def _fail(error: BaseException, status: int) -> int:
-    kind = "" if status == PREEMPTED else "error: "
-    print(kind + " ".join(str(error).split()), file=sys.stderr)
+def _fail(error: str, status: int) -> int:
+    """Prints one line, of a length that can be read, in which nothing commands the terminal."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(error.split()))
+    more = "" if len(line) <= LONGEST else f"... ({len(line):,} characters)"
+    print(("" if status == PREEMPTED else "error: ") + line[:LONGEST] + more, file=sys.stderr)
     return status
 
 
 def _main(args: list[str]) -> int:
+    for arg in args:
+        if not config.fits(arg, str):
+            raise UserError(f"{shown(repr(arg))}: {config.expected(arg, str)}.")
     mode = args.pop(0) if args and not args[0].startswith("-") else "train"
     known = [*MODES, "list", "launch"]
     if mode not in known:
         raise UserError(f"unknown mode '{mode}'.{nearest(mode, known)} The modes are "
                         f"{', '.join(known)}.")
-    if mode == "launch":
-        return launch(args)
     wants_help = any(a in ("--help", "-h") for a in args)
-    target, args = _take(args, "experiment")
+    target, rest = _take(args, "experiment")
     if target is None and wants_help:
         modes = [f"  {name:13} {m.help}" for name, m in MODES.items()]
         modes.append(f"  {'list':13} list the experiments")
         modes.append(f"  {'launch':13} run a mode in --processes=N processes of this machine")
         print(USAGE.format(modes="\n".join(modes)))
         return 0
+    if mode == "launch":
+        return launch(args)
     if mode == "list":
-        if args or target is not None:
-            raise UserError(f"list takes no arguments, got {' '.join(args) or '--experiment'}.")
+        if args:
+            raise UserError(f"list takes no arguments, got {shown(' '.join(args))}.")
         return list_experiments()
     if target is None:
         raise UserError("--experiment=NAME|FILE|RUN_DIR is missing; 'list' shows the names.")
     if mode in ("show", "verify-resume"):  # They are no processes of a run.
-        return MODES[mode].run(parse(mode, target, args))
+        return MODES[mode].run(parse(mode, target, rest))
     with leaving_at_once() if mode == "train" else contextlib.nullcontext():
         from jaxdl import distributed
 
         with distributed.joined():
-            return MODES[mode].run(parse(mode, target, args))
+            return MODES[mode].run(parse(mode, target, rest))
 
 
 def launch(args: list[str]) -> int:
@@ -356,9 +376,9 @@ def launch(args: list[str]) -> int:
     from jaxdl import distributed
 
     text, args = _take([a for a in args if a != "--"], "processes")
-    if text is None or not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise UserError(f"--processes={text}: expected a number from 1 to 1,024." if text else
-                        "--processes=N is missing: how many processes to start.")
+    if text is None or not re.fullmatch("0*[1-9][0-9]{0,3}", text) or int(text) > 1024:
+        raise UserError(f"--processes={shown(text)}: expected a number from 1 to 1,024."
+                        if text else "--processes=N is missing: how many processes to start.")
     mode, rest = (args[0], args[1:]) if args and not args[0].startswith("-") else ("train", args)
     if mode not in ("train", "evaluate"):
         raise UserError(f"launch {mode}: launch takes train or evaluate.")
@@ -405,9 +425,9 @@ def parse(mode: str, target: str, args: list[str]) -> Command:
     try:
         folder = Path(target).expanduser()
         is_run = (folder / "config.json").is_file()
-        is_folder = folder.is_dir() and target not in config.experiments()
+        is_folder = folder.is_dir() and target not in files.experiments()
     except (OSError, RuntimeError) as error:
-        raise UserError(f"--experiment={target}: {error}.") from error
+        raise UserError(f"--experiment={shown(target)}: {error}.") from error
     if is_run:
         from jaxdl import record
 
@@ -420,20 +440,20 @@ def parse(mode: str, target: str, args: list[str]) -> Command:
         if is_folder:
             raise UserError(f"--experiment={target}: the directory has no config.json, so it is "
                             "not a run.")
-        path = config.find(target)
-        module = config.load(path)
+        path = files.find(target)
+        module = files.load(path)
         name, expected, modules = path.stem, module.__doc__ or "", tuple(environment.users(module))
         code = environment.code(module)
-        experiment = config.build(module)
+        experiment = files.build(module)
     options, typed = parse_flags(experiment, MODES[mode].options(), args, f"launch.py {mode}")
-    changed = config.replace(experiment, typed)
-    given = {p: leaf for p, leaf in config.leaves(options)} | {
-        p: leaf for p, leaf in config.leaves(changed) if p in typed}
-    for path, leaf in given.items():
-        if not config.fits(leaf.value, leaf.hint):
-            raise UserError(f"--{path}={leaf.value}: expected {config.describe(leaf.hint)}.")
-    return Command(target, name, changed, typed, options, modules, expected, run, stand_in,
-                   experiment, code)
+    if getattr(options, "workdir", None):
+        try:
+            workdir = str(Path(options.workdir).expanduser())
+        except RuntimeError as error:
+            raise UserError(f"--workdir={options.workdir}: {error}") from error
+        options = dataclasses.replace(options, workdir=workdir)
+    return Command(target, name, config.replace(experiment, typed), typed, options, modules,
+                   expected, run, stand_in, experiment, code)
 
 
 # Flags. tyro parses them; it gets a dataclass made for this very experiment, in which each node is
@@ -466,8 +486,8 @@ def parse_flags(experiment: Any, options: Any, args: list[str],
         value: Any = parsed
         for name in key.split("."):
             value = getattr(value, _identifier(name))
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"--{key}={value}: expected a finite number.")
+        if not config.fits(value, hints[key]):
+            raise UserError(f"--{key}={shown(str(value))}: {config.expected(value, hints[key])}.")
         typed[key] = value
     names = {f.name for f in dataclasses.fields(options)}
     return (dataclasses.replace(options, **{k: v for k, v in typed.items() if k in names}),
@@ -489,6 +509,9 @@ def _flags(args: list[str], hints: Mapping[str, Any],
         i += 1
         if key not in hints:
             raise UserError(f"--{key}: {_unknown(key, hints, tree)}")
+        if not _is_plain(hints[key]):
+            raise UserError(f"--{key}: a {config.describe(hints[key])} is set in an experiment's "
+                            "file, not by a flag.")
         several = _is_tuple(hints[key])
         if equals:
             values = _items(text, hints[key]) if several else [text]
@@ -499,8 +522,10 @@ def _flags(args: list[str], hints: Mapping[str, Any],
             values, i = args[i:end], end
             if not values and hints[key] is bool:
                 values = ["True"]
+            if len(values) == 1 and several:
+                values = _items(values[0], hints[key])
         if len(values) != 1 and not several:
-            raise UserError(f"--{key}={' '.join(values)}: expected "
+            raise UserError(f"--{key}={shown(' '.join(values))}: expected "
                             f"{config.describe(hints[key])}.")
         yield key, values
 
@@ -525,11 +550,21 @@ def _items(text: str, hint: Any) -> list[str]:
         return [v.strip() for v in text.strip("()[]").split(",") if v.strip()]
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         return [text] if text else []
     if not isinstance(value, (tuple, list)):
         return [text]
     return [str(x) for item in value for x in (item if isinstance(item, (tuple, list)) else [item])]
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether values of this type can be typed: no objects."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _is_plain(args[0])
+    if origin in (typing.Union, types.UnionType, tuple):
+        return all(_is_plain(a) for a in args if a is not ...)
+    return origin is typing.Literal or hint in (bool, int, float, str, type(None), None, Any)
 
 
 def _is_tuple(hint: Any) -> bool:
@@ -541,14 +576,17 @@ def _is_tuple(hint: Any) -> bool:
 
 def _reduce(box: str, flags: list[tuple[str, list[str]]], hints: Mapping[str, Any]) -> str:
     """One line from tyro's framed message."""
-    for key, values in flags:
-        if re.search(rf"--{re.escape(key)}(?![\w.])", box):
-            return (f"--{key}={' '.join(values)}: expected {config.describe(hints[key])}.")
+    told = box.partition("│ ───")[0]  # What follows is help, and names other flags.
+    for key, values in reversed(flags):  # Of two, the last one counts.
+        if re.search(rf"--{re.escape(key)}(?![\w.])", told):
+            return f"--{key}={shown(' '.join(values))}: expected {config.describe(hints[key])}."
     return " ".join(re.sub(r"[─│╭╮╰╯]", " ", box).split())
 
 
 def _identifier(name: str) -> str:
-    return name if name.isidentifier() else "_" + re.sub(r"\W", "_", name)
+    """A name of a field for what may be none: a number, "for", "top-5"."""
+    plain = name.isascii() and name.isidentifier() and not keyword.iskeyword(name)
+    return name if plain and not name.startswith("_") else f"_{name.encode().hex()}"
 
 
 def _mirror(node: Any, base: type | None = None) -> type:

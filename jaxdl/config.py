@@ -5,7 +5,6 @@ nodes; everything else (None, bool, int, float, str, tuples of those) is a leaf.
 from the root joined by dots: `task.model.depth`, `data.augment.0.pad`, `evals.test.every`.
 """
 
-import ast
 import dataclasses
 import functools
 import importlib.util
@@ -16,10 +15,9 @@ import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
-from jaxdl.errors import UserError, nearest
+from jaxdl.errors import UserError, nearest, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +167,10 @@ def _bounds(hint: Any) -> tuple[Any, list[Any]]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a leaf has its declared type and bounds; a traced float fits a float."""
+    """Whether a node or leaf has its declared type and bounds; a traced float fits a float.
+
+    A node has the type of a protocol if it has the protocol's names.
+    """
     hint, bounds = _bounds(hint)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -186,21 +187,46 @@ def fits(value: Any, hint: Any) -> bool:
         if isinstance(value, (bool, str, tuple)) or value is None:
             return False
         if isinstance(value, (int, float)):
-            return math.isfinite(value) and all(b.low <= value <= b.high for b in bounds)
+            return not _unfit(value) and all(b.low <= value <= b.high for b in bounds)
         return hasattr(value, "dtype")  # an array or a tracer: floats are data
     if hint is int:
-        return type(value) is int and all(b.low <= value <= b.high for b in bounds)
+        return type(value) is int and not _unfit(value) and all(
+            b.low <= value <= b.high for b in bounds)
     if hint in (bool, str):
-        return type(value) is hint and not (bounds and not _compiles(str(value)))
-    return True  # Any, or a class: a node's own business
+        return type(value) is hint and not _unfit(value) and not (bounds and not _compiles(value))
+    kind = origin or hint
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(fits(v, args[1]) for v in value.values())
+    if getattr(kind, "_is_protocol", False):
+        names = {n for base in kind.__mro__ if getattr(base, "_is_protocol", False)
+                 for n in (*vars(base), *inspect.get_annotations(base))}
+        return all(hasattr(value, n) for n in names if n == "__call__" or not n.startswith("_"))
+    return kind is Any or not isinstance(kind, type) or isinstance(value, kind)
 
 
-def _compiles(pattern: str) -> bool:
+def _unfit(value: Any) -> str:
+    """What no number or string may be, whatever its type; "" if it is not."""
+    if isinstance(value, str):
+        return ", in UTF-8 and without NUL" if "\0" in value or re.search(
+            "[\ud800-\udfff]", value) else ""
+    limit = 3.4028235e38 if isinstance(value, float) else 2 ** 32
+    return "" if abs(value) <= limit else ", in 32 bits"
+
+
+def _compiles(pattern: Any) -> bool:
     try:
         re.compile(pattern)
-    except re.error:
+    except (re.error, RecursionError, OverflowError):
         return False
     return True
+
+
+def expected(value: Any, hint: Any) -> str:
+    """What a declared type asks of a value that does not fit it: "expected int, at least 1"."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "expected a finite number"
+    plain = isinstance(value, (int, float, str))
+    return f"expected {describe(hint)}{_unfit(value) if plain else ''}"
 
 
 def describe(hint: Any) -> str:
@@ -221,15 +247,18 @@ def describe(hint: Any) -> str:
     return ", ".join([text, *map(str, bounds)])
 
 
-def check(tree: Any) -> None:
-    """Raises a UserError for the first leaf that lacks its declared type or bounds."""
-    for path, leaf in leaves(tree):
-        if not isinstance(leaf.value, (type(None), bool, int, float, str, tuple)) and not hasattr(
-                leaf.value, "dtype"):
-            raise UserError(f"{path} is a {type(leaf.value).__name__}: an experiment holds only "
-                            "dataclasses, mappings, tuples, numbers, strings, booleans and None.")
-        if not fits(leaf.value, leaf.hint):
-            raise UserError(f"{path}={leaf.value!r}: expected {describe(leaf.hint)}.")
+def check(tree: Any, path: str = "", hint: Any = Any) -> None:
+    """Raises a UserError for the first node or leaf that lacks its declared type or bounds."""
+    if not is_node(tree) and not isinstance(
+            tree, (type(None), bool, int, float, str, tuple)) and not hasattr(tree, "dtype"):
+        raise UserError(f"{path} is a {type(tree).__name__}: an experiment holds only "
+                        "dataclasses, mappings, tuples, numbers, strings, booleans and None.")
+    if not fits(tree, hint):
+        raise UserError(f"{path}={shown(repr(tree))}: {expected(tree, hint)}.")
+    for name, child in children(tree).items():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
+            raise UserError(f"{path}: {name!r} is no name: expected letters, digits, _ and -.")
+        check(child, f"{path}.{name}" if path else name, annotation(tree, name))
 
 
 # Records.
@@ -261,6 +290,8 @@ def from_json(data: Any, *, modules: Iterable[str] = (), path: str = "") -> Any:
       modules: modules, already imported, whose dataclasses may be built too.
       path: where `data` stands in the whole record, for errors.
     """
+    if path.count(".") > 100:
+        raise UserError(f"{path[:40]}...: the record is nested too deeply.")
     if isinstance(data, list):
         return tuple(from_json(x, modules=modules, path=f"{path}.{i}") for i, x in enumerate(data))
     if not isinstance(data, dict):
@@ -270,7 +301,7 @@ def from_json(data: Any, *, modules: Iterable[str] = (), path: str = "") -> Any:
     if "_" not in data:
         return named
     cls = _recorded_class(str(data["_"]), set(modules), path)
-    known = {f.name for f in dataclasses.fields(cls) if f.init}
+    known = _fields(cls)
     for name in named:
         if name not in known:
             raise UserError(f"{path}.{name}: {cls.__name__} of this version of jaxdl has no such "
@@ -289,7 +320,7 @@ def _recorded_class(kind: str, modules: set[str], path: str) -> type:
                             "its file with --experiment=FILE and the run with --workdir=RUN_DIR.")
         try:
             found = importlib.util.find_spec(module)
-        except ImportError:
+        except (ImportError, ValueError, RecursionError):
             found = None
         if found is None:
             raise UserError(f"{path}: this version of jaxdl has no module '{module}'.")
@@ -298,100 +329,3 @@ def _recorded_class(kind: str, modules: set[str], path: str) -> type:
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == module):
         raise UserError(f"{path}: '{kind}' is not a dataclass of this version of jaxdl.")
     return cls
-
-
-# Experiment files.
-
-
-def folders() -> list[Path]:
-    """Where experiments are looked up by name: the working folder's, then jaxdl's own."""
-    package = Path(__file__).parent
-    return [p for p in (Path.cwd() / "experiments", package.parent / "experiments",
-                        package / "experiments") if p.is_dir()]
-
-
-def experiments() -> dict[str, Path]:
-    """The experiment files that can be named, by name."""
-    found = {p.stem: p for folder in reversed(folders()) for p in sorted(folder.glob("*.py"))
-             if not p.name.startswith("_")}
-    return dict(sorted(found.items()))
-
-
-def find(name: str) -> Path:
-    """The experiment file of a name in `experiments/`, or of a path to anyone's file."""
-    if name.endswith(".py") or "/" in name:
-        path = Path(name).expanduser().resolve()
-        if not path.is_file():
-            raise UserError(f"--experiment={name}: there is no such file.")
-        return path
-    known = experiments()
-    if name not in known:
-        raise UserError(f"--experiment={name}: no such experiment.{nearest(name, known)} "
-                        f"'list' shows all {len(known)}.")
-    return known[name]
-
-
-def summary(path: Path) -> str:
-    """The first line of an experiment file's docstring, read without running it."""
-    try:
-        text = ast.get_docstring(ast.parse(path.read_text()))
-    except (SyntaxError, UnicodeDecodeError) as error:
-        return f"(cannot be read: {error})"
-    return text.splitlines()[0] if text else "(no docstring)"
-
-
-def load(path: Path) -> types.ModuleType:
-    """Imports an experiment file as the module `experiments.NAME`, and checks that it has config().
-
-    The file is the user's own code and is trusted. Its folder is appended to `sys.path`, so that it
-    can import its neighbours.
-    """
-    name = f"experiments.{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"{path}:{error.lineno}: {error.msg}.") from error
-    except Exception as error:  # Whatever it is, it is the file's: told by its line.
-        raise UserError(f"{path}{_line(error, path)}: {_told(error)}") from error
-    if not callable(getattr(module, "config", None)):
-        raise UserError(f"{path} has no function config() that returns the Experiment.")
-    return module
-
-
-def build(module: types.ModuleType) -> Any:
-    """The checked value of an experiment file's `config()`."""
-    path = Path(str(module.__file__))
-    try:
-        tree = module.config()
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except Exception as error:
-        raise UserError(f"{path}{_line(error, path)}: {_told(error)}") from error
-    if type(tree).__name__ != "Experiment":
-        raise UserError(f"{path}: config() returned a {type(tree).__name__}, not an Experiment.")
-    try:
-        check(tree)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    return tree
-
-
-def _told(error: Exception) -> str:
-    clear = isinstance(error, (ImportError, AttributeError, NameError, TypeError, UserError))
-    return str(error) if clear else f"{type(error).__name__}: {error}"
-
-
-def _line(error: BaseException, path: Path) -> str:
-    """":LINE" of the deepest frame of the error in the user's file."""
-    line, trace = "", error.__traceback__
-    while trace:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = f":{trace.tb_lineno}"
-        trace = trace.tb_next
-    return line

@@ -23,3 +23,8 @@ def nearest(name: str, options: Iterable[str]) -> str:
     if not close:  # A leaf typed without its path: 'learning_rate.peak', 'depth'.
         close = [o for o in options if o.split(".")[-1] == name.split(".")[-1]][:1]
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def shown(text: str) -> str:
+    """A value as an error text quotes it: not longer than a line has room for."""
+    return text if len(text) <= 100 else f"{text[:90]}... ({len(text):,} characters)"

@@ -1,14 +1,14 @@
 """Starting from another run's parameters: which are taken, under which names."""
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
 from jaxdl import distributed
-from jaxdl.checkpoint import arrays, select
+from jaxdl.checkpoint import arrays, read_manifest, select
 from jaxdl.errors import UserError, nearest
 from jaxdl.task import named
 
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from jaxdl.experiment import InitFrom
 
 
-def parameters(run: Path, step: str) -> tuple[int, dict[str, np.ndarray]]:
-    """(step, arrays by path) of another run: "params/...", "mutable/...".
+def parameters(run: Path, step: str) -> tuple[int, dict[str, Any]]:
+    """(step, {path: (its path in the checkpoint, its shape)}) of another run: "params/...",
+    "mutable/...".
 
     Frozen parameters count as params, and an average, where one is kept, stands for them.
 
@@ -25,12 +26,10 @@ def parameters(run: Path, step: str) -> tuple[int, dict[str, np.ndarray]]:
       run: its directory.
       step: "best", "last" or a number.
     """
-    number = distributed.by_leader(lambda: select(run, step))
-    try:
-        found = arrays(run / "checkpoints", number, r"state/(params|frozen|mutable|ema)/.*")
-    except ValueError as error:
-        raise UserError(f"{error}.") from error
-    flat = {p.removeprefix("state/"): x for p, x in found.items()}
+    number = select(run, step)
+    stored = read_manifest(run / "checkpoints", number)["arrays"]
+    flat = {p.removeprefix("state/"): (p, shape) for p, (shape, _) in stored.items()
+            if re.match(r"state/(params|frozen|mutable|ema)/", p)}
     for old in ("frozen/", "ema/"):
         flat = {**{p: x for p, x in flat.items() if not p.startswith(old)},
                 **{"params/" + p[len(old):]: x for p, x in flat.items() if p.startswith(old)}}
@@ -40,10 +39,17 @@ def parameters(run: Path, step: str) -> tuple[int, dict[str, np.ndarray]]:
 def overlay(state: Any, init: "InitFrom") -> tuple[Any, str]:
     """(the state with parameters from another run, a line that says what was taken)."""
     assert init.path is not None
-    run = Path(init.path).expanduser()
-    number, stored = parameters(run, init.step)
+    run = Path(os.path.expanduser(init.path))
+    try:
+        number, stored = distributed.by_leader(lambda: parameters(run, init.step))
+    except ValueError as error:
+        raise UserError(f"init_from: {error}.") from error
     for pattern, replacement in init.rename:
-        stored = {re.sub(pattern, replacement, p): x for p, x in stored.items()}
+        try:
+            stored = {re.sub(pattern, replacement, p): x for p, x in stored.items()}
+        except re.error as error:
+            raise UserError(f"init_from.rename: {replacement!r} cannot replace {pattern!r} "
+                            f"({error}).") from error
     stored.pop("", None)
     target = named(state)
     places = {re.sub(r"^(frozen|ema)/", "params/", p): p for p in target
@@ -54,20 +60,26 @@ def overlay(state: Any, init: "InitFrom") -> tuple[Any, str]:
         raise UserError(f"init_from: {missing[0]} is not in step {number} of {run}"
                         f"{nearest(missing[0], stored)} ({len(missing)} missing in all); rename "
                         "it with init_from.rename or leave it new with init_from.fresh.")
+    wanted = {path: place for path, place in places.items() if path not in fresh}
+    for path, place in wanted.items():
+        shape, here = stored[path][1], list(target[place].shape)
+        if shape != here:
+            raise UserError(f"init_from: {path} is {shape} in {run}, and {here} here; "
+                            "init_from.fresh can leave it new.")
+    try:
+        found = arrays(run / "checkpoints", number, "|".join(
+            re.escape(stored[path][0]) for path in wanted)) if wanted else {}
+    except ValueError as error:
+        raise UserError(f"init_from: {error}.") from error
     taken = {}
-    for path, place in places.items():
-        if path in fresh:
-            continue
-        x, old = stored[path], target[place]
-        if x.shape != old.shape:
-            raise UserError(f"init_from: {path} is {list(x.shape)} in {run}, and "
-                            f"{list(old.shape)} here; init_from.fresh can leave it new.")
+    for path, place in wanted.items():
+        x, old = found[stored[path][0]], target[place]
         taken[place] = distributed.put(x.astype(old.dtype), old.sharding)
         average = "ema/" + place.removeprefix("params/")
         if average in target:
             taken[average] = jax.numpy.copy(taken[place])
-    unused = len(set(stored) - (set(places) - fresh))
+    unused = len(set(stored) - set(wanted))
     leaves = [taken.get(p, x) for p, x in target.items()]
     return jax.tree.unflatten(jax.tree.structure(state), leaves), (
-        f"started from step {number} of {run}: {len(places) - len(fresh)} arrays taken, "
+        f"started from step {number} of {run}: {len(wanted)} arrays taken, "
         f"{len(fresh)} fresh, {unused} unused")

@@ -10,6 +10,7 @@
 
 import contextlib
 import datetime
+import inspect
 import json
 import math
 import os
@@ -23,15 +24,16 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from jaxdl import __version__, config, distributed, environment
 from jaxdl.checkpoint import committed, write_atomically
-from jaxdl.errors import UserError
+from jaxdl.errors import UserError, shown
 from jaxdl.process import Lock
 from jaxdl.sinks import Sink, open_sinks
 
 FORMAT = 1
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 @dataclass(frozen=True)
@@ -58,18 +60,34 @@ class Recorded:
 def read(folder: Path) -> Recorded | None:
     """What a run directory recorded; None if it is not one."""
     path = folder / "config.json"
-    if not path.exists():
-        return None
     try:
-        data = json.loads(path.read_text())
-        if data["format"] > FORMAT:
+        if not path.is_file():
+            return None
+        data = json.loads(path.read_text(), object_pairs_hook=_once)
+        if not data["format"] <= FORMAT:
             raise UserError(f"{path}: written by a newer jaxdl (format {data['format']}; this one "
                             f"reads up to {FORMAT}).")
-        return Recorded(data["name"], data["experiment"], data["stand_in"], data["fingerprint"],
-                        data["expected"], data.get("code", {}))
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise UserError(f"{path}: not the config.json of a run ({type(error).__name__}: "
-                        f"{' '.join(str(error).split())}).") from error
+        data.setdefault("code", {})  # 0.1.0 had none
+        kinds = inspect.get_annotations(Recorded)
+        for name, kind in kinds.items():
+            if not config.fits(data[name], kind):
+                raise ValueError(f"{name}={shown(repr(data[name]))}: "
+                                 f"{config.expected(data[name], kind)}")
+        if data["name"] in ("", "..") or Path(data["name"]).name != data["name"]:
+            raise ValueError(f"name={data['name']!r}: expected a name without folders")
+        return Recorded(**{name: data[name] for name in kinds})
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise UserError(f"{shown(str(path))}: not the config.json of a run ({reason}).") from error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; a name that is there twice would hide a value."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise ValueError(f"{shown(repr(twice))} is there twice")
+    return found
 
 
 def new_folder(name: str) -> Path:
@@ -127,6 +145,9 @@ class Run:
         folder, record = self.folder, self.record
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for path in folder.iterdir():  # To write through a link is to write elsewhere.
+                if not (path.is_dir() or (path.is_file() and not path.is_symlink())):
+                    raise UserError(f"{path}: neither a file nor a folder; refused.")
             self._lock = Lock(folder)
         except OSError as error:
             raise UserError(f"--workdir={folder}: cannot be written ({error.strerror}).") from error
@@ -168,9 +189,9 @@ class Run:
             write_atomically(self.folder / "overrides.txt", "".join(lines))
         path = self.folder / "environment.json"
         try:
-            launches = json.loads(path.read_text()) if path.exists() else []
-        except ValueError:  # torn by a kill of an older jaxdl, or edited: begin a new list
-            launches = []
+            launches = list(json.loads(path.read_text())) if path.exists() else []
+        except (ValueError, TypeError, RecursionError):  # torn by a kill of an older jaxdl, or
+            launches = []  # edited: begin a new list
         now = environment.current(step, devices)
         if step and launches and (found := environment.changes(launches[-1], now)):
             console.print(f"warning: not as at the last launch: {'; '.join(found)}. What follows "
@@ -237,7 +258,7 @@ def _until(text: str, step: int, repeated: tuple[str, ...]) -> list[str]:
             again = values["step"] == step and any(k.split("/")[0] in repeated for k in values)
             if line.endswith("\n") and values["step"] <= step and not again:
                 kept.append(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return kept
 
@@ -252,9 +273,9 @@ def _short(value: Any) -> str:
 
 def announce(stand_in: str, reason: str) -> None:
     """The box that nobody misses."""
-    console.print(Panel(f"[bold]{stand_in}[/bold]\n{reason}\nThe numbers of this run are those of "
-                        "the stand-in. --strict_data refuses it.", title="STAND-IN DATA",
-                        border_style="yellow", expand=False))
+    text = Text.assemble((stand_in, "bold"), f"\n{reason}\nThe numbers of this run are those of "
+                         "the stand-in. --strict_data refuses it.")
+    console.print(Panel(text, title="STAND-IN DATA", border_style="yellow", expand=False))
 
 
 def parameter_table(params: Mapping[str, Any], frozen: Mapping[str, Any]) -> Table:
@@ -289,7 +310,7 @@ class Bar:
         self.steps = steps
         self._progress = Progress(
             TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"), BarColumn(bar_width=20),
-            TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=console,
+            TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False), console=console,
             transient=True, disable=not console.is_terminal)
         self._task = self._progress.add_task("", total=steps, completed=step, text="")
         self._progress.start()

@@ -72,7 +72,6 @@ def verify(command: "Command") -> int:
         raise UserError(f"--kills={options.kills}: expected at least 1.")
     stamp = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     folder = Path(options.workdir or Path("runs", command.name, f"verify-resume-{stamp}"))
-    folder = folder.expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):

@@ -4,6 +4,7 @@ A sink is built for a run's directory and the step that training starts from, ge
 from names to numbers, and is closed at the end.
 """
 
+import importlib.util
 import json
 import time
 from collections.abc import Mapping
@@ -98,20 +99,25 @@ class MLflow:
 SINKS: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
 
 
-def check_names(names: tuple[str, ...]) -> None:
-    """Raises a UserError for a sink that does not exist."""
+def check(names: tuple[str, ...]) -> None:
+    """Raises a UserError for a sink that does not exist, or is not installed."""
     for name in names:
         if name not in SINKS:
             raise UserError(f"--sinks={name}: expected {', '.join(SINKS)}.{nearest(name, SINKS)}")
+        if name != "tensorboard" and importlib.util.find_spec(name) is None:
+            raise UserError(f"--sinks={name} needs: pip install {name}")
 
 
 def open_sinks(names: tuple[str, ...], folder: Path, start: int) -> list[Sink]:
-    """The named sinks; one that is not installed is told with the command that installs it."""
-    check_names(names)
+    """The named sinks."""
+    check(names)
     sinks: list[Sink] = []
     for name in names:
         try:
             sinks.append(SINKS[name](folder, start))
-        except ModuleNotFoundError as error:
-            raise UserError(f"--sinks={name} needs: pip install {error.name}") from error
+        except OSError:
+            raise
+        except Exception as error:  # Not logged in, no server: whatever it is, it is the sink's.
+            raise UserError(f"--sinks={name}: {type(error).__name__}: "
+                            f"{' '.join(str(error).split())}") from error
     return sinks

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxdl import config, parallel
+from jaxdl import files, parallel
 from jaxdl.data.digits import Digits
 from jaxdl.data.source import Arrays
 from jaxdl.experiment import Experiment, Mesh, Rule
@@ -78,14 +78,14 @@ def rnn() -> Experiment:
 
 
 def mlp() -> Experiment:
-    experiment = config.build(config.load(config.experiments()["mlp_digits"]))
+    experiment = files.build(files.load(files.experiments()["mlp_digits"]))
     return dataclasses.replace(experiment, rules=(Rule(path="dense1/kernel",
                                                        axes=(None, "tensor")),))
 
 
 def resnet() -> Experiment:
     """`resnet_cifar` on its stand-in, with augmentation and batch norm, but smaller."""
-    experiment = config.build(config.load(config.experiments()["resnet_cifar"]))
+    experiment = files.build(files.load(files.experiments()["resnet_cifar"]))
     task: Any = dataclasses.replace(
         experiment.task, model=ResNet(depth=8))  # type: ignore[type-var]
     augment = experiment.data.augment  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import pytest
 
-from jaxdl import config
+from jaxdl import config, files
 from jaxdl.config import Between
 from jaxdl.errors import UserError
 
@@ -144,13 +144,13 @@ def test_a_broken_file_is_told_by_its_line(tmp_path: Path, source: str, message:
     path = tmp_path / "broken_experiment.py"
     path.write_text(source)
     with pytest.raises(UserError) as error:
-        config.build(config.load(path))
+        files.build(files.load(path))
     assert str(error.value).startswith(f"{path}{message}")
 
 
 def test_find_names_the_nearest_experiment() -> None:
-    assert config.find("mlp_digits").name == "mlp_digits.py"
+    assert files.find("mlp_digits").name == "mlp_digits.py"
     with pytest.raises(UserError, match="Did you mean 'mlp_digits'"):
-        config.find("mpl_digits")
+        files.find("mpl_digits")
     with pytest.raises(UserError, match="there is no such file"):
-        config.find("nowhere/x.py")
+        files.find("nowhere/x.py")

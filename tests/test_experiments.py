@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdl import cli, config, record, train
+from jaxdl import cli, config, files, record, train
 from jaxdl.data.digits import Digits
 from jaxdl.experiment import Best, Experiment, Mesh
 from jaxdl.models.resnet import ResNet
@@ -27,7 +27,7 @@ NAMES = [p.stem for p in FILES]
 
 
 def build(name: str) -> Experiment:
-    return config.build(config.load(ROOT / "experiments" / f"{name}.py"))
+    return files.build(files.load(ROOT / "experiments" / f"{name}.py"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -142,7 +142,7 @@ def test_what_counts_as_no_progress(monkeypatch: pytest.MonkeyPatch, patience: f
 def test_options_have_bounds(flag: str) -> None:
     from jaxdl.cli import parse
 
-    with pytest.raises(UserError, match=re.escape(f"{flag}.0: expected float, at least 0.1 or ")):
+    with pytest.raises(UserError, match=re.escape(f"{flag}.0: expected float, between 0.1 and ")):
         parse("train", "mlp_digits", [flag])
 
 

@@ -409,7 +409,7 @@ def test_validation_names_the_nearest(tmp_path: Path) -> None:
 
 def test_starting_from_another_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fit(tmp_path / "old", shorter(steps=10))
-    old = parameters(tmp_path / "old", "last")[1]
+    old = arrays(tmp_path / "old")
     init = InitFrom(path=str(tmp_path / "old"), fresh=("params/head/.*",))
     init = dataclasses.replace(init, path=os.path.relpath(tmp_path / "old"))
     frozen: Any = config.replace(shorter(steps=1, init_from=init, evals={}, best=Best()),
@@ -419,8 +419,9 @@ def test_starting_from_another_run(tmp_path: Path, capsys: pytest.CaptureFixture
     assert [x for x in out.splitlines() if x.startswith("started from")] == [
         f"started from step 10 of {init.path}: 5 arrays taken, 2 fresh, 2 unused"]
     new = arrays(tmp_path / "new")
-    np.testing.assert_array_equal(new["state/frozen/dense1/kernel"], old["params/dense1/kernel"])
-    assert not np.array_equal(new["state/params/head/kernel"], old["params/head/kernel"])
+    np.testing.assert_array_equal(new["state/frozen/dense1/kernel"],
+                                  old["state/ema/dense1/kernel"])
+    assert not np.array_equal(new["state/params/head/kernel"], old["state/ema/head/kernel"])
     wider = config.replace(frozen, {"task.model.widths": (33,)})
     with pytest.raises(UserError, match=r"init_from: params/dense1/kernel is \[64, 32\] in .*, and "
                                         r"\[64, 33\] here"):

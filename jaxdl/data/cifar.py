@@ -5,6 +5,7 @@ The pickled archives are never read: to unpickle is to run code.
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,7 @@ class _Cifar(Images):
         """
         name = self.url.split("/")[-1]
         given = self.directory is not None
-        place = Path(self.directory).expanduser() if self.directory else data_folder()
+        place = Path(os.path.expanduser(self.directory)) if self.directory else data_folder()
         unpacked = data_folder() / self.folder
         for folder in (place, place / self.folder):
             if all((folder / file).is_file() for files in self.files.values() for file in files):

@@ -22,7 +22,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -36,6 +35,8 @@ PAUSE = 1.0  # seconds before the second connection, doubled for each further on
 CONNECT = 2.5  # seconds to find out whether a server can be reached
 CHUNK = 1 << 20
 EXPANDED = 64 << 30  # bytes that an archive may grow to, unless the caller says otherwise
+ENTRIES = 1_000_000  # files and folders that it may make, likewise
+HEADER = 1 << 20  # bytes that the name and the attributes of one member may take
 
 
 def data_folder() -> Path:
@@ -191,7 +192,8 @@ def locked(folder: Path) -> Iterator[None]:
 # Archives.
 
 
-def extract(archive: Path, folder: Path, *, strip: int = 0, limit: int = EXPANDED) -> Path:
+def extract(archive: Path, folder: Path, *, strip: int = 0, limit: int = EXPANDED,
+            entries: int = ENTRIES) -> Path:
     """Unpacks a .tar (.gz, .bz2, .xz) or .zip into `folder` unless that is there.
 
     Only plain files and folders are accepted, and only inside of `folder`. They are written to
@@ -202,6 +204,7 @@ def extract(archive: Path, folder: Path, *, strip: int = 0, limit: int = EXPANDE
       folder: the folder to create.
       strip: how many leading components of each member's name to drop.
       limit: bytes that all files together may have.
+      entries: how many files, with the folders that each is in, there may be.
 
     Returns:
       folder.
@@ -215,35 +218,44 @@ def extract(archive: Path, folder: Path, *, strip: int = 0, limit: int = EXPANDE
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)  # Left by a process that was killed.
         part.mkdir()
-        left = limit
+        left, made = limit, 0
+        too_large = UserError(f"{archive}: unpacks to more than {limit:,} bytes; refused.")
         try:
             with contextlib.closing(_members(archive)) as members:
-                for name, content in members:
+                for name, size, content in members:
                     path = _inside(archive, part, name, strip)
                     if path is None:
                         continue
+                    made += len(path.parts) - len(part.parts)
+                    if made > entries:
+                        raise UserError(f"{archive}: unpacks to more than {entries:,} files and "
+                                        "folders; refused.")
+                    if size > left:
+                        raise too_large
                     path.parent.mkdir(parents=True, exist_ok=True)
                     with path.open("xb") as file:
                         while chunk := content.read(CHUNK):
                             left -= len(chunk)
                             if left < 0:
-                                raise UserError(f"{archive}: unpacks to more than {limit:,} bytes; "
-                                                "refused.")
+                                raise too_large
                             file.write(chunk)
             os.rename(part, folder)
-        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
-            reason = str(error).partition(":")[0].partition("\n")[0]
-            raise UserError(f"{archive}: the archive is damaged ({reason}); delete it and fetch "
-                            "it again.") from error
+        except UserError:
+            raise
         except OSError as error:
             raise UserError(f"{archive}: cannot be unpacked ({error}).") from error
+        except Exception as error:  # tarfile and zipfile raise what they like for what is damaged.
+            reason = str(error).partition(":")[0].partition("\n")[0] or type(error).__name__
+            raise UserError(f"{archive}: the archive is damaged ({reason}); delete it and fetch "
+                            "it again.") from error
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return folder
 
 
-def _members(archive: Path) -> Generator[tuple[str, IO[bytes]], None, None]:
-    """(name, content) of each file; refuses links, devices and all else that is not plain."""
+def _members(archive: Path) -> Generator[tuple[str, int, IO[bytes]], None, None]:
+    """(name, stated size, content) of each file; refuses links, devices and all else that is not
+    plain."""
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
             for member in zipped.infolist():
@@ -253,16 +265,39 @@ def _members(archive: Path) -> Generator[tuple[str, IO[bytes]], None, None]:
                                     "refused.")
                 if not member.is_dir():
                     with zipped.open(member) as content:
-                        yield member.filename, content
+                        yield member.filename, member.file_size, content
         return
-    with tarfile.open(archive) as tarred:
-        for member in tarred:
+    with tarfile.open(archive, tarinfo=_Member) as tarred:
+        while member := tarred.next():
+            # Kept, the members of a large archive fill the memory.
+            tarred.members = []  # type: ignore[attr-defined]
+            if member.size < 0:  # tarfile would go back and read for ever.
+                raise tarfile.ReadError("a negative size")
             if member.isdir():
                 continue
             content = tarred.extractfile(member) if member.isreg() else None
             if content is None:
                 raise UserError(f"{archive}: {member.name!r} is a link or a device; refused.")
-            yield member.name, content
+            yield member.name, member.size, content
+
+
+class _Member(tarfile.TarInfo):
+    """A member of a tar file whose headers take no more time or memory than headers should."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str | None, errors: str) -> "_Member":
+        found = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
+        if found.size < 0 or (found.size > HEADER and found.type in b"xgXLK"):
+            raise tarfile.ReadError(f"a header of {found.size:,} bytes")
+        if found.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("a sparse file")
+        return found
+
+    def _sparse(self, *args: object) -> None:
+        raise tarfile.ReadError("a sparse file")
+
+    # The map of a sparse file in its three newer forms, which tarfile reads, to the end and on.
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _sparse
 
 
 def _inside(archive: Path, folder: Path, name: str, strip: int) -> Path | None:

@@ -78,7 +78,7 @@ class ImageFolder(Images):
         return digest.hexdigest()
 
     def _folder(self) -> Path:
-        folder = Path(self.path).expanduser()
+        folder = Path(os.path.expanduser(self.path))
         if not folder.is_dir():
             raise DataMissing(f"ImageFolder: path={self.path}: there is no such folder.")
         return folder

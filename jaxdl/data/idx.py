@@ -5,7 +5,9 @@ dimension as a big-endian int32, and the numbers (http://yann.lecun.com/exdb/mni
 """
 
 import gzip
+import io
 import math
+import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ def parse(path: Path) -> np.ndarray:
     content = path.read_bytes()
     if content[:2] == b"\x1f\x8b":
         try:
-            content = gzip.decompress(content)
+            content = expanded(path, content)
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{path}: the gzip file is damaged ({error}).") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in TYPES:
@@ -44,6 +46,23 @@ def parse(path: Path) -> np.ndarray:
         raise UserError(f"{path}: {what}: {len(content):,} bytes, expected {expected:,} for the "
                         f"shape {shape}.")
     return np.frombuffer(content, dtype, offset=start).reshape(shape)
+
+
+def expanded(path: Path, packed: bytes) -> bytes:
+    """What a gzipped IDX file holds, if that is not more than its header says: a small file cannot
+    fill the memory."""
+    with gzip.GzipFile(fileobj=io.BytesIO(packed)) as file:
+        head = file.read(4)
+        if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in TYPES:
+            return head
+        head += file.read(4 * head[3])
+        shape = [int.from_bytes(head[i:i + 4]) for i in range(4, len(head), 4)]
+        size = math.prod(shape) * np.dtype(TYPES[head[2]]).itemsize
+        content = file.read(min(size, 1032 * len(packed)))  # Deflate cannot expand to more.
+        if file.read(1):
+            raise UserError(f"{path}: too long: it holds more than the {len(head) + size:,} bytes "
+                            f"for the shape {tuple(shape)}.")
+    return head + content
 
 
 def find(folder: Path, part: str, kind: str) -> Path | None:
@@ -106,7 +125,7 @@ class Idx(Images):
     std: tuple[float, ...] = (0.3081,)
 
     def prepare(self) -> None:
-        folder = Path(self.directory).expanduser()
+        folder = Path(os.path.expanduser(self.directory))
         if not folder.is_dir():
             raise UserError(f"Idx: directory={self.directory}: there is no such folder.")
         for part in (self.train, self.test):
@@ -114,7 +133,7 @@ class Idx(Images):
 
     def read(self, split: str) -> dict[str, np.ndarray]:
         part = self.train if split == "train" else self.test
-        return read(Path(self.directory).expanduser(), part, self.classes)
+        return read(Path(os.path.expanduser(self.directory)), part, self.classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +179,7 @@ class Mnist(Images):
     def _where(self) -> Path:
         """The folder of the IDX files, fetched if need be, or of what TFDS prepared."""
         if self.directory is not None:
-            places = [Path(self.directory).expanduser()]
+            places = [Path(os.path.expanduser(self.directory))]
         else:
             places = [data_folder() / self.name, *map(Path, self.installed)]
         for folder in places:

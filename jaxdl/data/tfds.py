@@ -97,7 +97,7 @@ class Tfds(Images):
 def root(directory: str | None) -> Path:
     """Where TFDS keeps its data."""
     folder = directory or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return Path(folder).expanduser()
+    return Path(os.path.expanduser(folder))
 
 
 def prepared(name: str, directory: str | None = None) -> Path | None:
