@@ -1,6 +1,8 @@
 """Mistakes of the user's, told in one line that names the nearest right thing."""
 
 import difflib
+import sys
+import traceback
 from collections.abc import Iterable
 
 
@@ -23,3 +25,13 @@ def nearest(name: str, options: Iterable[str]) -> str:
     if not close:  # A leaf typed without its path: 'learning_rate.peak', 'depth'.
         close = [o for o in options if o.split(".")[-1] == name.split(".")[-1]][:1]
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def told(error: BaseException) -> str:
+    """What foreign code raised, in one line: the type, the text, and where; of the places rather
+    the user's own than one inside an installed package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename
+           and not f.filename.startswith((sys.base_prefix, "<"))]
+    where = "".join(f" ({f.filename}:{f.lineno})" for f in (own or frames)[-1:])
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
