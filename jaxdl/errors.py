@@ -1,6 +1,8 @@
 """Mistakes of the user's, told in one line that names the nearest right thing."""
 
 import difflib
+import sys
+import traceback
 from collections.abc import Iterable
 
 
@@ -28,3 +30,13 @@ def nearest(name: str, options: Iterable[str]) -> str:
 def shown(text: str) -> str:
     """A value as an error text quotes it: not longer than a line has room for."""
     return text if len(text) <= 100 else f"{text[:90]}... ({len(text):,} characters)"
+
+
+def told(error: BaseException) -> str:
+    """What foreign code raised, in one line: the type, the text, and where; of the places rather
+    the user's own than one inside an installed package."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename
+           and not f.filename.startswith((sys.base_prefix, "<"))]
+    where = "".join(f" ({f.filename}:{f.lineno})" for f in (own or frames)[-1:])
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"

@@ -97,7 +97,8 @@ def total(measure: Callable[[Task, Any, Any], Any], task: Task, state: Any, cont
             devices.replicate(source.arrays))
     run, arrays = context.compiled[key]
     results = []
-    for inputs in ahead(source, ordered(source.size, batch_size), devices.rows(batch_size)):
+    for inputs in ahead(source, ordered(source.size, batch_size), devices.rows(batch_size),
+                        context.poll):
         context.poll()
         results.append(run(state, arrays, devices.place(inputs, batch_size)))
     sums: Any = None

@@ -79,6 +79,7 @@ class Program:
       devices: where.
       fresh: whether a fresh state will be asked for; it is then drawn while the step is traced and
         compiled.
+      poll: called while the first batch is waited for; raises when the run must leave.
 
     Attributes:
       traced: one step, as JAX traced it.
@@ -88,7 +89,7 @@ class Program:
     """
 
     def __init__(self, experiment: Experiment, source: Source, devices: parallel.Devices, *,
-                 fresh: bool = False) -> None:
+                 fresh: bool = False, poll: Callable[[], None] = lambda: None) -> None:
         self.experiment, self.source, self.devices = experiment, source, devices
         self._thread = ThreadPoolExecutor(1, "compile")
         self._tree = {"task": experiment.task, "optimizer": experiment.optimizer,
@@ -99,7 +100,7 @@ class Program:
         seed = np.uint32(experiment.seed)
         self.knobs = devices.replicate((np.array(list(floats.values()), np.float32), seed))
         self.arrays = devices.replicate(source.arrays)
-        inputs = next(iter(ahead(source, self.plan(0, 1), devices.rows(experiment.batch_size))))
+        inputs = next(ahead(source, self.plan(0, 1), devices.rows(experiment.batch_size), poll))
         self._inputs = structs(devices.place(inputs, experiment.batch_size))
         try:
             state, metrics = self._trace(fresh)
@@ -326,7 +327,7 @@ def fit(experiment: Experiment, run: record.Run, *, sinks: tuple[str, ...] = (),
         clock, folder = Clock(watchdog), run.folder / "checkpoints"
         clock.enter("compile", 0)
         fresh = distributed.by_leader(lambda: not committed(folder))
-        program = Program(experiment, opened("train"), devices, fresh=fresh)
+        program = Program(experiment, opened("train"), devices, fresh=fresh, poll=signals.poll)
         signals.poll()
         try:
             with (contextlib.closing(Checkpoints(folder, experiment.keep)) as checkpoints,
@@ -453,7 +454,8 @@ class _Fit:
         clock.arrived()  # starts now
         clock.dispatched()
         stream, advance = ahead(program.source, program.plan(int(carry.state.seen), end - step),
-                                program.devices.rows(experiment.batch_size)), program.advance
+                                program.devices.rows(experiment.batch_size),
+                                self.signals.poll), program.advance
         if self.profile is not None:
             stream, advance = self.profile.annotated(stream, advance)
         try:

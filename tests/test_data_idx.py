@@ -74,23 +74,23 @@ good = idx(np.zeros((3, 4), np.uint8))
 
 @pytest.mark.parametrize(("content", "message"), [
     (b"", "not an IDX file: it begins with '', expected '0000', a type and the number of "
-          "dimensions."),
+          "dimensions"),
     (b"\x89PNG....", "not an IDX file: it begins with '89504e47', expected '0000', a type and the "
-                     "number of dimensions."),
+                     "number of dimensions"),
     (b"\0\0\x07\x01" + good[4:], "not an IDX file: it begins with '00000701', expected '0000', a "
-                                 "type and the number of dimensions."),
-    (good[:-1], "truncated: 23 bytes, expected 24 for the shape (3, 4)."),
-    (good + b"x", "too long: 25 bytes, expected 24 for the shape (3, 4)."),
-    (good[:9], "truncated: 9 bytes, expected 15 for the shape (3,)."),
+                                 "type and the number of dimensions"),
+    (good[:-1], "truncated: 23 bytes, expected 24 for the shape (3, 4)"),
+    (good + b"x", "too long: 25 bytes, expected 24 for the shape (3, 4)"),
+    (good[:9], "truncated: 9 bytes, expected 15 for the shape (3,)"),
     (gzip.compress(good)[:-9], "the gzip file is damaged (Compressed file ended before the "
-                               "end-of-stream marker was reached)."),
+                               "end-of-stream marker was reached)"),
 ])
 def test_wrong_files(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "train-images-idx3-ubyte"
     path.write_bytes(content)
     with pytest.raises(UserError) as error:
         parse(path)
-    assert str(error.value) == f"{path}: {message}"
+    assert str(error.value) == f"{path}: {message}; delete it and bring it again."
 
 
 @pytest.mark.parametrize("dot", "-.")
@@ -117,8 +117,10 @@ def images(folder: Path, array: np.ndarray) -> Path:
 @pytest.mark.parametrize(("spoil", "message"), [
     (partial(labels, array=np.zeros(29, np.uint8)),
      "29 labels for 30 images in train-images-idx3-ubyte.gz."),
-    (partial(labels, array=np.full(30, 10, np.uint8)), "labels from 10 to 10, expected 0 to 9."),
-    (partial(labels, array=np.full(30, -1, np.int8)), "labels from -1 to -1, expected 0 to 9."),
+    (partial(labels, array=np.array([3] * 29 + [10], np.uint8)),
+     "record 29 has the label 10, expected 0 to 9."),
+    (partial(labels, array=np.array([3] * 29 + [-1], np.int8)),
+     "record 29 has the label -1, expected 0 to 9."),
     (partial(labels, array=np.zeros((30, 2), np.uint8)),
      "expected labels, integers [N], found uint8 (30, 2)."),
     (partial(images, array=np.zeros(30, np.uint8)),

@@ -204,7 +204,8 @@ def test_a_broken_image(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(UserError) as error:
         shapes(tmp_path / "copy").open("test")
-    assert str(error.value).startswith(f"{folder}: image 3 of split 'test' is broken (")
+    assert str(error.value).startswith(f"{path}: record 3 holds a broken image (")
+    assert str(error.value).endswith(f"); delete {folder} and prepare it again.")
 
 
 @pytest.mark.parametrize("name", tfds.PREPARED_HERE)

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxdl.data import tfds
 from jaxdl.data.fetch import data_folder, extract, fetch
-from jaxdl.data.images import Images
+from jaxdl.data.images import Images, check_labels
 from jaxdl.errors import DataMissing, UserError
 
 PIXELS = 3 * 32 * 32
@@ -56,10 +56,7 @@ class _Cifar(Images):
             raise UserError(f"{path}: {size:,} bytes, expected {expected:,} ({count:,} records of "
                             f"{self.labels + PIXELS}); delete {path.parent} and bring it again.")
         records = np.fromfile(path, np.uint8).reshape(count, -1)
-        label = records[:, self.labels - 1]
-        if label.max() >= self.classes:
-            raise UserError(f"{path}: record {label.argmax()} has the label {label.max()}, "
-                            f"expected 0 to {self.classes - 1}.")
+        check_labels(path, records[:, self.labels - 1], self.classes)
         return records
 
     def _where(self) -> Path:

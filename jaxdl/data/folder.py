@@ -1,5 +1,6 @@
 """A folder of the user's own images, one sub-folder for each class."""
 
+import errno
 import functools
 import hashlib
 import os
@@ -13,6 +14,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from jaxdl.config import Between, Size
+from jaxdl.data.contents import contents
 from jaxdl.data.images import Content, Encoded, Example, Images, decode, in_memory
 from jaxdl.data.progress import progress
 from jaxdl.errors import DataMissing, UserError
@@ -21,6 +23,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", "
 SPLITS = ("train", "validation", "valid", "val", "test")
 
 File = tuple[Path, int]  # an image and its class
+
+
+class Broken(UserError):
+    """An image that cannot be decoded, in contrast to a file that cannot be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,15 +73,14 @@ class ImageFolder(Images):
         if self.skip_broken:
             files = _readable(files, example)
         examples = Encoded(lambda ids: [example(files[i]) for i in ids], len(files),
-                           self._identity(files))
+                           functools.partial(self._identity, files))
         return in_memory(examples, f"{self.path} {split}")
 
     def _identity(self, files: Sequence[File]) -> str:
         digest = hashlib.sha256(f"{self.size} {self.channels}".encode())
         for path, label in files:
-            name = path.relative_to(self._folder()).as_posix()
-            digest.update(f"{name}\0{label}\0{path.stat().st_size}\n".encode())
-        return digest.hexdigest()
+            digest.update(f"{path.relative_to(self._folder()).as_posix()}\0{label}\n".encode())
+        return f"{digest.hexdigest()} {contents([path for path, _ in files])}"
 
     def _folder(self) -> Path:
         folder = Path(os.path.expanduser(self.path))
@@ -129,9 +134,15 @@ def _example(file: File, size: int, channels: int) -> Example:
     path, label = file
     try:
         image = decode(path, size=size, channels=channels, upright=True)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow raises what it likes for a broken file.
-        raise UserError(f"{path}: not a readable image ({error}); remove it, or set "
-                        "skip_broken=True.") from error
+        # To be forbidden, or to have too many files open, does not make an image broken; a
+        # damaged TIFF can ask for a place before the beginning (EINVAL).
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
+        raise Broken(f"{path}: not a readable image ({' '.join(str(error).split())}); remove it, "
+                     "or set skip_broken=True.") from error
     return {"image": image, "label": np.asarray(label, np.int32)}
 
 
@@ -142,7 +153,7 @@ def _readable(files: list[File], example: Callable[[File], Example]) -> list[Fil
     def check(file: File) -> bool:
         try:
             example(file)
-        except UserError as error:
+        except Broken as error:
             broken.append(str(error).split("; remove it")[0])
             return False
         return True

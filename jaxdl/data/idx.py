@@ -19,10 +19,11 @@ import numpy as np
 from jaxdl.config import Size
 from jaxdl.data import tfds
 from jaxdl.data.fetch import data_folder, fetch
-from jaxdl.data.images import Images
+from jaxdl.data.images import Images, check_labels
 from jaxdl.errors import DataMissing, UserError
 
 TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+AGAIN = "delete it and bring it again."
 KINDS = {"images": 3, "labels": 1}  # the dimensions of a file, which are in its name
 
 
@@ -33,10 +34,10 @@ def parse(path: Path) -> np.ndarray:
         try:
             content = expanded(path, content)
         except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{path}: the gzip file is damaged ({error}).") from error
+            raise UserError(f"{path}: the gzip file is damaged ({error}); {AGAIN}") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in TYPES:
         raise UserError(f"{path}: not an IDX file: it begins with {content[:4].hex()!r}, "
-                        "expected '0000', a type and the number of dimensions.")
+                        f"expected '0000', a type and the number of dimensions; {AGAIN}")
     dtype, start = np.dtype(TYPES[content[2]]), 4 + 4 * content[3]
     shape = tuple(int(n) for n in np.frombuffer(content[4:start][:(len(content) - 4) // 4 * 4],
                                                 ">u4"))
@@ -44,7 +45,7 @@ def parse(path: Path) -> np.ndarray:
     if len(shape) != content[3] or len(content) != expected:
         what = "truncated" if len(content) < expected or len(shape) != content[3] else "too long"
         raise UserError(f"{path}: {what}: {len(content):,} bytes, expected {expected:,} for the "
-                        f"shape {shape}.")
+                        f"shape {shape}; {AGAIN}")
     return np.frombuffer(content, dtype, offset=start).reshape(shape)
 
 
@@ -99,9 +100,7 @@ def read(folder: Path, part: str, classes: int) -> dict[str, np.ndarray]:
     if len(image) != len(label):
         raise UserError(f"{label_path}: {len(label):,} labels for {len(image):,} images in "
                         f"{image_path.name}.")
-    if len(label) and not 0 <= label.min() <= label.max() < classes:
-        raise UserError(f"{label_path}: labels from {label.min()} to {label.max()}, expected 0 to "
-                        f"{classes - 1}.")
+    check_labels(label_path, label, classes)
     image = image if image.ndim == 4 else image[..., None]
     return {"image": image, "label": label.astype(np.int32)}
 

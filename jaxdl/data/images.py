@@ -33,12 +33,13 @@ class Encoded(Sequence[Example]):
     Attributes:
       decode: the examples of some ids; many at once are read faster than one by one.
       size: how many there are.
-      identity: what makes these examples these, for the fingerprint.
+      identity: computes what makes these examples these, the contents of their files included,
+        for the fingerprint.
     """
 
     decode: Callable[[Sequence[int]], list[Example]]
     size: int
-    identity: str
+    identity: Callable[[], str]
 
     def __len__(self) -> int:
         return self.size
@@ -120,7 +121,7 @@ class Images:
         for split in self.splits:
             content = self._read(split)
             if isinstance(content, Encoded):
-                digest.update(f"{split} {content.size} {content.identity}".encode())
+                digest.update(f"{split} {content.size} {content.identity()}".encode())
                 continue
             for name, array in sorted(content.items()):
                 digest.update(f"{split} {name} {array.dtype.str} {array.shape}".encode())
@@ -160,6 +161,14 @@ class Images:
         return _contents.setdefault(key, _Contents())
 
 
+def check_labels(path: Path, label: np.ndarray, classes: int) -> None:
+    """Raises a UserError for the first record of a file whose label is that of no class."""
+    wrong = np.flatnonzero((label < 0) | (label >= classes))
+    if len(wrong):
+        raise UserError(f"{path}: record {wrong[0]} has the label {label[wrong[0]]}, expected 0 to "
+                        f"{classes - 1}.")
+
+
 def in_memory(examples: Encoded, what: str) -> Content:
     """The examples decoded into arrays, by all processors, if they take IN_MEMORY at most."""
     first = examples[0]
@@ -196,9 +205,13 @@ def decode(encoded: bytes | Path, *, size: int | None, channels: int,
       channels: 1 for grey, 3 for colour.
       upright: whether to turn the image as its EXIF orientation says.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
-    with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded) as image:
+    try:
+        opened = Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
+    except UnidentifiedImageError as error:
+        raise ValueError("it begins like no known format") from error
+    with opened as image:
         if size is not None:
             # A JPEG is decoded at a half, a quarter or an eighth, if that is still large enough.
             image.draft("L" if channels == 1 else "RGB", (size, size))

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdl.errors import UserError, told
+
 Array = jax.Array
 Batch = dict[str, Any]  # "image", "label", ...; always "index" (example ids) and "mask", both [B]
 Transform = Callable[[Batch, Array], Batch]  # (batch, one key for each example) -> batch
@@ -168,8 +170,41 @@ class Records:
         ids = [int(i) for i in index]
         # Some collections read many at once faster than one by one (the convention of TFDS).
         many = getattr(self.examples, "__getitems__", None)
-        rows = many(ids) if many else [self.examples[i] for i in ids]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        try:
+            rows = many(ids) if many else [self._example(i) for i in ids]
+        except (UserError, MemoryError):
+            raise
+        except Exception:
+            for i in ids:  # To name the one that cannot be read.
+                self._example(i)
+            raise
+        return _stacked(ids, rows)
+
+    def _example(self, i: int) -> Mapping[str, np.ndarray]:
+        try:
+            return self.examples[i]
+        except (UserError, MemoryError):
+            raise
+        except Exception as error:
+            raise UserError(f"data: example {i} cannot be read: {told(error)}.") from error
 
     def transform(self, batch: Batch, key: Array) -> Batch:
         return transformed(self.transforms, batch, key)
+
+
+def _stacked(ids: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> Batch:
+    """The examples as one array for each name. Of two types NumPy would make a third unasked."""
+    batch: Batch = {}
+    for i, row in zip(ids, rows, strict=True):
+        if row.keys() != rows[0].keys():
+            both = [", ".join(map(repr, sorted(x))) or "nothing" for x in (row, rows[0])]
+            raise UserError(f"data: example {i} has {both[0]}, and example {ids[0]} has {both[1]}.")
+    for name in rows[0]:
+        column = [np.asarray(row[name]) for row in rows]
+        if len({(x.dtype, x.shape) for x in column}) > 1:
+            i, x = next((i, x) for i, x in zip(ids, column, strict=True)
+                        if (x.dtype, x.shape) != (column[0].dtype, column[0].shape))
+            raise UserError(f"data: example {i}: {name!r} is {x.dtype} {x.shape}, and "
+                            f"{column[0].dtype} {column[0].shape} in example {ids[0]}.")
+        batch[name] = np.stack(column)
+    return batch

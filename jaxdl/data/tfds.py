@@ -16,7 +16,7 @@ import sys
 import tempfile
 import types
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import numpy as np
 
 from jaxdl.config import Size
 from jaxdl.data import images
+from jaxdl.data.contents import contents
 from jaxdl.data.fetch import data_folder, fetch, locked
 from jaxdl.data.images import Content, Encoded, Example, Images, in_memory
 from jaxdl.errors import DataMissing, UserError, nearest
@@ -60,7 +61,7 @@ class Tfds(Images):
 
     @property
     def splits(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return tuple(split["name"] for split in _info(self._path())["splits"])
+        return tuple(split["name"] for split in _json(self._path(), "dataset_info.json")["splits"])
 
     @property
     def names(self) -> Any:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -69,7 +70,7 @@ class Tfds(Images):
 
     @property
     def classes(self) -> int:
-        features = json.loads((self._path() / "features.json").read_text())
+        features = _json(self._path(), "features.json")
         feature = features.get("featuresDict", {}).get("features", {}).get(self.label, {})
         if "classLabel" not in feature:
             raise UserError(f"Tfds: label={self.label!r} of '{self.name}' is not a class.")
@@ -128,18 +129,20 @@ def _versions(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: [int(n) for n in path.name.split(".")], reverse=True)
 
 
-def _info(path: Path) -> dict[str, Any]:
-    """dataset_info.json."""
-    file = path / "dataset_info.json"
+def _json(path: Path, name: str) -> dict[str, Any]:
+    """One of the descriptions in the folder of a data set."""
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); delete {path} and prepare it "
-                        "again.") from error
+        found = json.loads((path / name).read_text())
+        if isinstance(found, dict):
+            return found
+        error: Exception = ValueError("not a JSON object")
+    except (OSError, ValueError) as raised:
+        error = raised
+    raise UserError(f"{path / name}: cannot be read ({error}); {_again(path)}") from error
 
 
 def _format(path: Path) -> str:
-    info = _info(path)
+    info = _json(path, "dataset_info.json")
     formats = [info.get("fileFormat") or "tfrecord", *info.get("alternativeFileFormats", [])]
     return next((f for f in formats if f in RANDOM_ACCESS), formats[0])
 
@@ -166,8 +169,12 @@ def encoded(path: Path, split: str, *, image: str = "image", label: str = "label
       also: names of further features to read.
     """
     tfds = _tfds()
-    builder = _quietly(tfds.builder_from_directory, path)
-    features = builder.info.features
+    try:
+        builder = _quietly(tfds.builder_from_directory, path)
+        features = builder.info.features
+    except Exception as error:  # Whatever a damaged description makes it raise.
+        raise UserError(f"{path}: its description, dataset_info.json and features.json, is damaged "
+                        f"({_reason(error)}); {_again(path)}") from error
     wanted = {"image": image, "label": label, **{name: name for name in also}}
     for field, feature in wanted.items():
         if feature not in features:
@@ -193,9 +200,14 @@ def encoded(path: Path, split: str, *, image: str = "image", label: str = "label
                         "'train[:80%]'.") from error
     for file in instructions:
         if not os.path.exists(file.filename):
-            raise UserError(f"{file.filename}: missing; delete {path} and prepare it again.")
-    records = builder.as_data_source(
-        split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+            raise UserError(f"{file.filename}: missing; {_again(path)}")
+    try:
+        records = builder.as_data_source(
+            split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    except Exception as error:  # Parquet is read as a whole, here.
+        file = next((f.filename for f in instructions if not _readable(f.filename)), path)
+        raise UserError(f"{file}: the file is damaged ({_reason(error)}); "
+                        f"{_again(path)}") from error
     places = None
     if len(records) != count:  # TFDS 4.9 reads the whole shards of a part of a Parquet split.
         starts = np.cumsum([0, *(file.examples_in_shard for file in instructions)])
@@ -203,27 +215,84 @@ def encoded(path: Path, split: str, *, image: str = "image", label: str = "label
                                  for start, file in zip(starts, instructions, strict=False)])
         if len(records) != starts[-1]:
             raise UserError(f"{path}: split {split!r} has {len(records)} records, expected "
-                            f"{starts[-1]}; delete {path} and prepare it again.")
+                            f"{starts[-1]}; {_again(path)}")
     subset = tfds.features.FeaturesDict({name: features[name] for name in wanted.values()})
     raw = {image: tfds.decode.SkipDecoding()}
+    most = getattr(features[label], "num_classes", None) or 1 << 31
 
     def decode(ids: Sequence[int]) -> list[Example]:
         at = [i if places is None else int(places[i]) for i in ids]
-        found = records.__getitems__(at) if len(at) > 1 else [records[at[0]]]
+        try:
+            found = records.__getitems__(at) if len(at) > 1 else [records[at[0]]]
+        except MemoryError:
+            raise
+        except Exception:  # One by one, to tell which.
+            found = [told(i, "is damaged", records.__getitem__, j)
+                     for i, j in zip(ids, at, strict=True)]
         return [decode_one(i, record) for i, record in zip(ids, found, strict=True)]
 
     def decode_one(i: int, record: bytes) -> Example:
-        example = subset.deserialize_example_np(record, decoders=raw)
-        try:
-            pixels = images.decode(example[image], size=size, channels=1 if channels == 1 else 3)
-        except Exception as error:  # Pillow raises what it likes for a broken file.
-            raise UserError(f"{path}: image {i} of split {split!r} is broken ({error}).") from error
+        example = told(i, "is damaged", subset.deserialize_example_np, record, decoders=raw)
+        pixels = told(i, "holds a broken image", images.decode, example[image], size=size,
+                      channels=1 if channels == 1 else 3)
+        if size is None and pixels.shape[:2] != (height, width):
+            raise wrong(i, f"holds an image of {pixels.shape[0]} x {pixels.shape[1]} pixels, "
+                           f"expected {height} x {width}")
+        if example[label] is None or not 0 <= example[label] < most:
+            raise wrong(i, f"has the label {example[label]}, expected 0 to {most - 1}")
         return {"image": pixels, "label": np.asarray(example[label], np.int32),
                 **{name: np.asarray(example[name]) for name in also}}
 
-    files = [(Path(file.filename).name, os.path.getsize(file.filename)) for file in instructions]
-    return Encoded(decode, count,
-                   f"{builder.info.full_name} {split} {image} {label} {size} {files}")
+    def told(i: int, what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """function(...) for an example; whatever it raises is told of its record."""
+        try:
+            return function(*args, **kwargs)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise wrong(i, f"{what} ({_reason(error)})") from error
+
+    def wrong(i: int, what: str) -> UserError:
+        file, record = _place(instructions, i)
+        return UserError(f"{file}: record {record} {what}; {_again(path)}")
+
+    def identity() -> str:
+        files = [Path(file.filename) for file in instructions]
+        return (f"{builder.info.full_name} {split} {image} {label} {size} "
+                f"{[file.name for file in files]} {contents(files)}")
+
+    return Encoded(decode, count, identity)
+
+
+def _place(instructions: Sequence[Any], i: int) -> tuple[str, int]:
+    """(file, number of the record in it) of the example i of a split."""
+    for file in instructions:
+        records = range(file.examples_in_shard)[_slice(file)]
+        if i < len(records):
+            return file.filename, records[i]
+        i -= len(records)
+    raise IndexError(i)
+
+
+def _readable(file: str) -> bool:
+    """Whether a Parquet file can be read."""
+    import pyarrow.parquet
+
+    try:
+        pyarrow.parquet.read_table(file)
+    except Exception:  # Of what kind says nothing more.
+        return False
+    return True
+
+
+def _reason(error: BaseException) -> str:
+    """What TFDS, its readers or Pillow raised, in one short line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 200 else text[:197] + "..."
+
+
+def _again(path: Path) -> str:
+    return f"delete {path} and prepare it again."
 
 
 def arrays(path: Path, split: str, also: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
