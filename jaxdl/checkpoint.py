@@ -133,6 +133,8 @@ class Checkpoints:
     def _committed(self, step: int, manifest: dict[str, Any], best: int | None) -> list[int]:
         """Commits what all have written; the steps that are not needed any more."""
         manifest["files"] = digest(self.arrays / str(step), sync=True)
+        if "default/manifest.ocdbt" not in manifest["files"]:  # It merges what it finds, if at all.
+            raise RunError(f"Orbax did not find what it had written in {self.arrays / str(step)}")
         _sync_folder(self.arrays)
         self._write(step, manifest)
         (self.folder / f"{step}.pending").unlink()
@@ -241,7 +243,11 @@ def committed(folder: Path) -> list[int]:
 def digest(folder: Path, sync: bool = False) -> dict[str, list[Any]]:
     """{relative path: [size, SHA-256]} of every file; links are refused."""
     found: dict[str, list[Any]] = {}
-    for root, folders, files in os.walk(folder):
+
+    def unreadable(error: OSError) -> None:  # Left out, its files would never be missed.
+        raise ValueError(f"{error.filename} cannot be listed ({error.strerror})") from error
+
+    for root, folders, files in os.walk(folder, onerror=unreadable):
         for name in folders + files:
             path = Path(root, name)
             if path.is_symlink():

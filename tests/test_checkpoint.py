@@ -1,6 +1,8 @@
 """Checkpoints: what is committed can be restored to the bit, and nothing else is."""
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,6 +179,31 @@ def test_an_asynchronous_error_surfaces_at_the_next_step(
         store.poll()
     store.close()
     assert committed(tmp_path) == []
+
+
+@pytest.mark.parametrize("folder", [
+    "2", "2/default", "2/default/d", "2/default/ocdbt.process_0/d",
+    "2.orbax-checkpoint-tmp/default.orbax-checkpoint-tmp"])  # where Orbax looks what to merge
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    store, scandir, failed = Checkpoints(tmp_path, keep=1), os.scandir, []
+
+    def listed(path: Any = ".") -> Any:
+        if str(path) == str(tmp_path / "arrays" / folder):
+            failed.append(path)
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return scandir(path)
+
+    store.save(1, state(1), {})
+    store.wait()
+    monkeypatch.setattr(os, "scandir", listed)
+    store.save(2, state(2), {})
+    with pytest.raises(RunError, match="saving failed: .*(cannot be listed|did not find)"):
+        store.wait()
+    monkeypatch.undo()
+    store.close()
+    assert failed and committed(tmp_path) == [1]
+    assert restore(tmp_path)[1] == {}
 
 
 def test_no_space_is_known_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
