@@ -6,6 +6,7 @@ The process that forks must not have touched a device: then a fork costs millise
 interpreter and its imports cost seconds. What needs a device runs in a fork of its own.
 """
 
+import contextlib
 import ctypes
 import errno
 import functools
@@ -576,9 +577,10 @@ def traced(pid: int, folder: Path, begin: Callable[[], None],
     seized: set[int] = set()
     while new := {int(t) for t in os.listdir(f"/proc/{pid}/task")} - seized:
         for thread in new:
-            ptrace(SEIZE, thread, 0, OPTIONS)
-            ptrace(INTERRUPT, thread)
-        seized |= new
+            with contextlib.suppress(ProcessLookupError):  # ended meanwhile
+                ptrace(SEIZE, thread, 0, OPTIONS)
+                ptrace(INTERRUPT, thread)
+                seized.add(thread)
     calls: list[Call] = []
     inside: dict[int, int] = {}  # thread -> error of the call that it is in, 0 for none
     info, hung = SyscallInfo(), False
@@ -626,16 +628,14 @@ def traced(pid: int, folder: Path, begin: Callable[[], None],
         while True:
             thread, status = os.waitpid(-1, WALL)
             if os.WIFSTOPPED(status):
-                try:
+                with contextlib.suppress(ProcessLookupError):  # killed meanwhile
                     stopped(thread, status)
-                except ProcessLookupError:  # killed meanwhile
-                    continue
-                seized.discard(thread)
-                if not started and not seized:  # Each thread has been seen once.
-                    started = True
-                    begin()
             elif thread == pid:
                 return -signal.SIGALRM if hung else os.waitstatus_to_exitcode(status), calls
+            seized.discard(thread)
+            if not started and not seized:  # Each thread is followed, or has ended.
+                started = True
+                begin()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)

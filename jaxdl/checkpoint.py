@@ -236,8 +236,11 @@ def _set_aside(folder: Path, path: Path) -> None:
 
 def committed(folder: Path) -> list[int]:
     """The committed steps of a `checkpoints` directory, in order."""
-    return sorted(int(p.stem) for p in folder.glob("*.json")
-                  if re.fullmatch(r"0|[1-9][0-9]*", p.stem))
+    try:  # A glob takes a folder that cannot be listed (for want of descriptors, say) for empty.
+        names = os.listdir(folder) if folder.exists() else []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}).") from error
+    return sorted(int(n[:-5]) for n in names if re.fullmatch(r"(0|[1-9][0-9]*)\.json", n))
 
 
 def digest(folder: Path, sync: bool = False) -> dict[str, list[Any]]:

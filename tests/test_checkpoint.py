@@ -206,6 +206,18 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(
     assert restore(tmp_path)[1] == {}
 
 
+def test_a_run_is_not_taken_for_new_when_its_checkpoints_cannot_be_listed(
+        three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Any = ".") -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refused)
+    monkeypatch.setattr(os, "listdir", refused)
+    for look in (committed, Checkpoints):
+        with pytest.raises(UserError, match=rf"^{three}: cannot be listed \(Permission denied\)\.$"):
+            look(three)
+
+
 def test_no_space_is_known_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Checkpoints(tmp_path)
     usage = checkpoint.shutil.disk_usage(tmp_path)._replace(free=100)
