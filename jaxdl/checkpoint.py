@@ -65,6 +65,7 @@ class Checkpoints:
                     create_directories_asynchronously=processes is None)))
         self._commit: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._failed = False
 
     def _open(self) -> None:
         try:
@@ -128,7 +129,7 @@ class Checkpoints:
                                              "commit"):
                 self._delete(old)
         except BaseException as error:
-            self._error = error
+            self._error, self._failed = error, True
 
     def _committed(self, step: int, manifest: dict[str, Any], best: int | None) -> list[int]:
         """Commits what all have written; the steps that are not needed any more."""
@@ -179,7 +180,11 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            try:
+                self._manager.close()
+            except Exception as error:
+                if not self._failed:  # else it is the error of that save, once more
+                    raise RunError(f"{self.folder}: {_one_line(error)}") from error
 
     def restore(self, target: Any) -> tuple[Any, dict[str, Any], list[str]] | None:
         """(state, meta, why newer steps were passed over) of the newest step that verifies.
@@ -470,7 +475,8 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    text = " ".join(str(error).split()).split(" [os_error_code=")[0] or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:120]} ... {text[-175:]}"  # The reason comes last.
 
 
 def write_atomically(path: Path, text: str) -> None:
