@@ -146,19 +146,25 @@ class Training:
         return resume.interpreter(arguments, {chaos.EXPERIMENT: self.experiment,
                                               **self.environment, **environment}, log)
 
-    def straight(self) -> list[list[Any]]:
-        """The sections of the run that is left alone; trained only once."""
+    def straight(self, warm: bool = True) -> list[list[Any]]:
+        """The sections of the run that is left alone; trained only once. If `warm`, with programs
+        that are compiled already, as those of the killed run will be: so that the kills in sections
+        that take long the first time fall into them."""
         self.folder.mkdir(parents=True, exist_ok=True)
         run = self.folder / "straight"
         if not run.exists():
+            if warm:
+                child = resume.Child(self.folder / "first", self.arguments, self.start)
+                resume.wait_for(child, "save", 13)  # after every evaluator
+                child.kill()
             resume.Child(run, self.arguments, self.start).finish()
         return resume.read(run.with_suffix(".sections"))
 
     def killed(self, lab: Lab, count: int,
                sections: tuple[str, ...] = resume.SECTIONS) -> list[resume.Kill]:
         """Kills, continues, and trains to the end."""
-        name = str(self.folder.relative_to(lab.folder))
-        kills = resume.killed(self.run, self.arguments, self.straight(), count, lab.chance(name),
+        name, straight = self.folder.name, self.straight("compile" in sections)
+        kills = resume.killed(self.run, self.arguments, straight, count, lab.chance(name),
                               start=self.start, sections=sections)
         return list(lab.ticking(name, kills, count))
 
@@ -560,7 +566,7 @@ def sigterm(lab: Lab) -> Iterator[Figure]:
     for i, name in enumerate(names):
         count = total // len(names) + (i < total % len(names))
         training = Training(lab.folder / f"sigterm {name}", name, {"steps": max(60, GAP * count)})
-        lengths = {**until_compile(training), **means(training.straight())}
+        lengths = {**until_compile(training), **medians(training.straight())}
         chance = lab.chance(f"sigterm {name}")
         for k in lab.ticking(f"sigterm {name}", range(count), count):
             place = places[k % len(places)]
@@ -600,12 +606,12 @@ def until_compile(training: Training) -> dict[str, float]:
     return found
 
 
-def means(sections: list[list[Any]]) -> dict[str, float]:
-    """Mean seconds of each section."""
+def medians(sections: list[list[Any]]) -> dict[str, float]:
+    """Seconds of each section, in the median."""
     lengths: dict[str, list[float]] = collections.defaultdict(list)
     for before, after in pairwise(sections):
         lengths[before[0]].append(after[2] - before[2])
-    return {section: statistics.mean(found) for section, found in lengths.items()}
+    return {section: statistics.median(found) for section, found in lengths.items()}
 
 
 def orbax_terminated(lab: Lab, count: int) -> str:
@@ -637,7 +643,7 @@ def grace(lab: Lab) -> Iterator[Figure]:
     """Row 5."""
     wanted = lab.count(50)
     training = Training(lab.folder / "grace", "mlp", {"steps": GAP * 3 * max(wanted, 8)})
-    length = means(training.straight())["step"]
+    length = medians(training.straight())["step"]
     chance, end = lab.chance("grace"), training.changes["steps"]
     needed = statistics.median(terminated(training, "step", step, length, chance).seconds
                                for step in (5, 10, 15))

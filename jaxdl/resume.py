@@ -223,12 +223,12 @@ def killed(run: Path, arguments: list[str], straight: list[list[Any]], count: in
     lengths["commit"] = [after - before for before, after in pairwise(saves)]
     end = max(step for _, step, *_ in straight)
     possible = [section for section in sections if lengths[section]]
-    background = min(1., statistics.mean(lengths["commit"] or [1.]))
+    background = min(1., statistics.median(lengths["commit"] or [1.]))
     waiting: list[Kill] = []
     for i in range(count):
         section = possible[i % len(possible)]
         step = int(end * (i + chance.random()) / count)
-        length = statistics.mean(lengths[section]) + (background if section == "save" else 0.)
+        length = statistics.median(lengths[section]) + (background if section == "save" else 0.)
         child = Child(run, arguments, start)
         try:
             with console.status(f"kill {i + 1} of {count}: in {section}"):
