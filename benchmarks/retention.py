@@ -39,7 +39,7 @@ class Manager:
         part = self.folder / f"{step}.orbax-checkpoint-tmp-0"
         (part / "default").mkdir(parents=True)
         (part / "_METADATA").write_text("{}")
-        (part / "default" / "x").write_text(str(int(args.item["x"])))
+        (part / "default" / "manifest.ocdbt").write_text(str(int(args.item["x"])))
         part.rename(self.folder / str(step))
         return True
 
@@ -56,7 +56,7 @@ class Reader:
     """Stands in for orbax.PyTreeCheckpointer."""
 
     def restore(self, folder: Path, args: Any) -> Any:
-        return {"x": np.int32((Path(folder) / "x").read_text())}
+        return {"x": np.int32((Path(folder) / "manifest.ocdbt").read_text())}
 
 
 @contextlib.contextmanager
@@ -285,7 +285,7 @@ class Trial:
             return
         step = steps[-1 - event.back]
         self.policy.intact[step] = False
-        path = self.folder / "arrays" / str(step) / "default" / "x"
+        path = self.folder / "arrays" / str(step) / "default" / "manifest.ocdbt"
         if event.manifest:
             self.policy.unreadable.add(step)
             path = self.folder / f"{step}.json"

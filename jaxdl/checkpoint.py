@@ -67,6 +67,7 @@ class Checkpoints:
                     create_directories_asynchronously=processes is None)))
         self._commit: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._failed = False
         # Where nobody closes it: before Python stops the threads that Orbax writes with.
         mine = weakref.ref(self)
         threading._register_atexit(lambda: mine() and mine()._leave())  # type: ignore
@@ -141,11 +142,13 @@ class Checkpoints:
                                              "commit"):
                 self._delete(old)
         except BaseException as error:
-            self._error = error
+            self._error, self._failed = error, True
 
     def _committed(self, step: int, manifest: dict[str, Any], best: int | None) -> list[int]:
         """Commits what all have written; the steps that are not needed any more."""
         manifest["files"] = digest(self.arrays / str(step), sync=True)
+        if "default/manifest.ocdbt" not in manifest["files"]:  # It merges what it finds, if at all.
+            raise RunError(f"Orbax did not find what it had written in {self.arrays / str(step)}")
         _sync_folder(self.arrays)
         self._write(step, manifest)
         (self.folder / f"{step}.pending").unlink()
@@ -202,8 +205,11 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            with contextlib.suppress(Exception):  # A save that failed, and was told, fails again.
+            try:
                 self._manager.close()
+            except Exception as error:
+                if not self._failed:  # else it is the error of that save, once more
+                    raise RunError(f"{self.folder}: {_one_line(error)}") from error
 
     def restore(self, target: Any) -> tuple[Any, dict[str, Any], list[str]] | None:
         """(state, meta, why newer steps were passed over) of the newest step that verifies.
@@ -272,14 +278,21 @@ def _set_aside(folder: Path, path: Path) -> None:
 
 def committed(folder: Path) -> list[int]:
     """The committed steps of a `checkpoints` directory, in order."""
-    return sorted(int(p.stem) for p in folder.glob("*.json")
-                  if re.fullmatch(NUMBER, p.stem))
+    try:  # A glob takes a folder that cannot be listed (for want of descriptors, say) for empty.
+        names = os.listdir(folder) if folder.exists() else []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}).") from error
+    return sorted(int(n[:-5]) for n in names if re.fullmatch(rf"({NUMBER})\.json", n))
 
 
 def digest(folder: Path, sync: bool = False) -> dict[str, list[Any]]:
     """{relative path: [size, SHA-256]} of every file; links, pipes and devices are refused."""
     found: dict[str, list[Any]] = {}
-    for root, folders, files in os.walk(folder):
+
+    def unreadable(error: OSError) -> None:  # Left out, its files would never be missed.
+        raise ValueError(f"{error.filename} cannot be listed ({error.strerror})") from error
+
+    for root, folders, files in os.walk(folder, onerror=unreadable):
         for path in (Path(root), *(Path(root, name) for name in folders + files)):
             if path.is_symlink():
                 raise ValueError(f"{path} is a symbolic link")
@@ -459,7 +472,8 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def _one_line(error: BaseException) -> str:
     text = str(error).encode(errors="backslashreplace").decode()  # the names of files are any bytes
-    return " ".join(text.split())[:300] or type(error).__name__
+    text = " ".join(text.split()).split(" [os_error_code=")[0] or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:120]} ... {text[-175:]}"  # The reason comes last.
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -17,11 +17,11 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from rich.table import Table
@@ -125,18 +125,46 @@ def flag(path: str, value: Any) -> str:
     return f"--{path}={value!r}" if isinstance(value, tuple) else f"--{path}={value}"
 
 
-class Child:
-    """A training process of its own, which tells the sections that it enters."""
+class Process(Protocol):
+    """What is needed of a process, in a group of its own: a part of `subprocess.Popen`."""
 
-    def __init__(self, run: Path, arguments: list[str]) -> None:
+    pid: int
+
+    @property
+    def returncode(self) -> int | None: ...
+    def poll(self) -> int | None: ...
+    def wait(self) -> int: ...
+
+
+# (arguments of the command line, what to add to the environment, its output) -> the process
+Start = Callable[[list[str], Mapping[str, str], IO[str]], Process]
+
+
+def interpreter(arguments: list[str], environment: Mapping[str, str], log: IO[str]) -> Process:
+    """The command in a Python of its own, as a user starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", "import sys; from jaxdl.cli import main; sys.exit(main())",
+         *arguments], env={**os.environ, **environment}, stdout=log, stderr=log,
+        start_new_session=True)
+
+
+class Child:
+    """A training process of its own, which tells the sections that it enters.
+
+    Args:
+      run: its run directory.
+      arguments: the experiment and its leaves.
+      start: how it is started.
+    """
+
+    def __init__(self, run: Path, arguments: list[str], start: Start = interpreter) -> None:
+        self.run = run
         self.sections, self.log = run.with_suffix(".sections"), run.with_suffix(".log")
         self.begin = self.sections.stat().st_size if self.sections.exists() else 0
+        self.done = committed(run / "checkpoints")
         with self.log.open("a") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", "import sys; from jaxdl.cli import main; sys.exit(main())",
-                 "train", f"--workdir={run}", *arguments],
-                env={**os.environ, clock.ENVIRONMENT: str(self.sections)}, stdout=log, stderr=log,
-                start_new_session=True)
+            self.process = start(["train", f"--workdir={run}", *arguments],
+                                 {clock.ENVIRONMENT: str(self.sections)}, log)
 
     def finish(self) -> None:
         """Until it has ended; raises what it said unless that was well."""
@@ -169,24 +197,38 @@ def read(path: Path, begin: int = 0) -> list[list[Any]]:
 
 
 def killed(run: Path, arguments: list[str], straight: list[list[Any]], count: int,
-           chance: random.Random) -> Iterator[Kill]:
+           chance: random.Random, *, start: Start = interpreter,
+           sections: tuple[str, ...] = SECTIONS) -> Iterator[Kill]:
     """Kills a run so often, continues it to its end, and tells of each kill.
 
     The kills are spread over the steps. Each comes after the process has entered a section, within
     the time that such a section took in the straight run; for a save, which goes on in the
-    background, a second more.
+    background, a second more, or the time between two saves if that is less.
+
+    Args:
+      run: its run directory.
+      arguments: the experiment and its leaves.
+      straight: the sections of the run that was not killed.
+      count: how often to kill.
+      chance: when.
+      start: how its processes are started.
+      sections: in which to kill, in turn: those of the clock, and "commit", the time from one
+        commit to about the next.
     """
     lengths: dict[str, list[float]] = defaultdict(list)
     for before, after in pairwise(straight):
         lengths[before[0]].append(after[2] - before[2])
+    saves = [s[2] for s in straight if s[0] == "save"]
+    lengths["commit"] = [after - before for before, after in pairwise(saves)]
     end = max(step for _, step, *_ in straight)
-    possible = [section for section in SECTIONS if section in lengths]
+    possible = [section for section in sections if lengths[section]]
+    background = min(1., statistics.median(lengths["commit"] or [1.]))
     waiting: list[Kill] = []
     for i in range(count):
         section = possible[i % len(possible)]
         step = int(end * (i + chance.random()) / count)
-        length = statistics.mean(lengths[section]) + (1. if section == "save" else 0.)
-        child = Child(run, arguments)
+        length = statistics.median(lengths[section]) + (background if section == "save" else 0.)
+        child = Child(run, arguments, start)
         try:
             with console.status(f"kill {i + 1} of {count}: in {section}"):
                 wait_for(child, section, step)
@@ -201,7 +243,7 @@ def killed(run: Path, arguments: list[str], straight: list[list[Any]], count: in
             break
         waiting.append(Kill(seen[-1][0] if seen else "start", next(
             (s[1] for s in reversed(seen) if s[0] == "step"), None), done[-1] if done else None))
-    child = Child(run, arguments)
+    child = Child(run, arguments, start)
     with console.status("training to the end"):
         child.finish()
     first = began(read(child.sections, child.begin))
@@ -215,10 +257,16 @@ def resumed(waiting: list[Kill], step: int | None) -> Iterator[Kill]:
 
 
 def wait_for(child: Child, section: str, step: int) -> None:
-    """Until the process enters a section at this step or later, or has ended. It compiles once."""
-    while child.process.poll() is None and not any(
-            s[0] == section and (s[1] >= step or section == "compile")
-            for s in read(child.sections, child.begin)):
+    """Until the process enters a section at this step or later, commits such a step ("commit"), or
+    has ended. It compiles and restores once."""
+    def there() -> bool:
+        if section == "commit":
+            new = set(committed(child.run / "checkpoints")).difference(child.done)
+            return any(s >= step for s in new)
+        return any(s[0] == section and (s[1] >= step or section in ("compile", "restore"))
+                   for s in read(child.sections, child.begin))
+
+    while child.process.poll() is None and not there():
         time.sleep(0.002)
 
 

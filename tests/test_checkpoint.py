@@ -1,6 +1,10 @@
 """Checkpoints: what is committed can be restored to the bit, and nothing else is."""
 
+import contextlib
+import errno
 import json
+import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,6 +181,58 @@ def test_an_asynchronous_error_surfaces_at_the_next_step(
         store.poll()
     store.close()
     assert committed(tmp_path) == []
+
+
+@pytest.mark.parametrize("folder", [
+    "2", "2/default", "2/default/d", "2/default/ocdbt.process_0/d",
+    "2.orbax-checkpoint-tmp/default.orbax-checkpoint-tmp"])  # where Orbax looks what to merge
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    store, scandir, failed = Checkpoints(tmp_path, keep=1), os.scandir, []
+
+    def listed(path: Any = ".") -> Any:
+        if str(path) == str(tmp_path / "arrays" / folder):
+            failed.append(path)
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return scandir(path)
+
+    store.save(1, state(1), {})
+    store.wait()
+    monkeypatch.setattr(os, "scandir", listed)
+    store.save(2, state(2), {})
+    with pytest.raises(RunError, match=r"saving failed: .*(cannot be listed|did not find)"):
+        store.wait()
+    monkeypatch.undo()
+    store.close()
+    assert failed and committed(tmp_path) == [1]
+    assert restore(tmp_path)[1] == {}
+
+
+def test_a_run_is_not_taken_for_new_when_its_checkpoints_cannot_be_listed(
+        three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Any = ".") -> Any:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refused)
+    monkeypatch.setattr(os, "listdir", refused)
+    for look in (committed, Checkpoints):
+        with pytest.raises(UserError, match=rf"{three}: cannot be listed \(Permission denied\)\."):
+            look(three)
+
+
+def test_a_save_that_failed_is_told_once(three: Path) -> None:
+    """Orbax's own error, which it raises again when it is closed, would hide ours."""
+    limit, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    tree = {"x": jax.random.normal(jax.random.key(0), (1 << 15,))}
+    with (pytest.raises(RunError, match=r"saving failed: .*File too large"),
+          contextlib.closing(Checkpoints(three, keep=3)) as store):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
+        try:
+            store.save(4, tree, {})
+            store.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    assert restore(three)[1] == {"note": 3}
 
 
 def test_no_space_is_known_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
