@@ -271,18 +271,33 @@ def start() -> "Peers | None":
         raise UserError("several processes were started, but JAX cannot tell how they find each "
                         "other: set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and "
                         "JAX_PROCESS_ID.")
-    host = given.rsplit(":", 1)[0].strip("[]")
+    if not re.fullmatch(r".+:\d{1,5}", given):
+        raise UserError(f"JAX_COORDINATOR_ADDRESS={given} in the environment: expected HOST:PORT.")
+    host, port = given.rsplit(":", 1)
+    host = host.strip("[]")
+    if rank == 0 and bindable(host) and not bindable(host, int(port)):  # JAX's server would crash.
+        raise RunError(f"process 0 cannot listen at {given}: the port is in use.")
     _silence(rank)
+    # JAX's own end of waiting is a page of C++ and an abort.
+    late = threading.Timer(START, _nobody, (f"process {rank} of {count}", given))
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
-            given, count, rank, local, initialization_timeout=START,
+            given, count, rank, local, initialization_timeout=2 * START,
             heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=SHUTDOWN,
             coordinator_bind_address=os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or (
                 given if bindable(host) else None))
     except (RuntimeError, ValueError) as error:
         raise RunError(f"process {rank} of {count} cannot join the others at {given}: "
                        f"{' '.join(str(error).split())[:200]}") from error
-    return Peers(rank, count, host, distributed.global_state.client)
+    try:
+        peers = Peers(rank, count, host, distributed.global_state.client)
+    except (RunError, OSError) as error:
+        print(f"error: process {rank} of {count}: {error}", file=sys.stderr, flush=True)
+        os._exit(1)  # At a usual exit JAX would wait for the others.
+    late.cancel()
+    return peers
 
 
 def announced(environment: Mapping[str, str]) -> bool:
@@ -305,10 +320,17 @@ def number(environment: Mapping[str, str], name: str) -> int:
     return int(text)
 
 
-def bindable(host: str) -> bool:
-    """Whether `host` is an interface of this machine."""
+def _nobody(name: str, address: str) -> NoReturn:
+    print(f"error: {name}: the processes did not all come to {address} within {START} seconds.",
+          file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def bindable(host: str, port: int = 0) -> bool:
+    """Whether `host` is an interface of this machine, and the port free or only reserved."""
     try:
-        with socket.create_server((host, 0), family=_family(host)):
+        # With the option that `launch` reserves a port with, and that JAX's server sets.
+        with socket.create_server((host, port), family=_family(host), reuse_port=True):
             return True
     except OSError:
         return False
@@ -360,7 +382,7 @@ class Peers:
         else:
             port, token = json.loads(client.blocking_key_value_get("jaxdl/leader", START * 1000))
             link = socket.create_connection((host, port), timeout=START)
-            link.sendall(f"{token} {rank}\n".encode())
+            link.sendall(f"{token} {rank} {count}\n".encode())
             self._links[0] = link
         for peer, link in self._links.items():
             link.settimeout(None)
@@ -388,9 +410,13 @@ class Peers:
                                    f"{START} seconds.") from None
                 link.settimeout(10)
                 with contextlib.suppress(OSError, ValueError):  # A stranger at the port.
-                    said, peer = link.makefile("r").readline(100).split()
-                    if hmac.compare_digest(said, token):
-                        self._links[int(peer)] = link
+                    said, peer, count = link.makefile("r").readline(100).split()
+                    if not hmac.compare_digest(said, token):
+                        continue
+                    if int(count) != self.count:
+                        raise RunError(f"process {peer} was told of {count} processes, process 0 "
+                                       f"of {self.count}: JAX_NUM_PROCESSES must be the same.")
+                    self._links[int(peer)] = link
 
     def queue(self, channel: str) -> queue.SimpleQueue[Any]:
         """What has come on a channel."""

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -41,6 +42,8 @@ def trip(position: int, batch_size: int) -> None:
         if kind == "orphan":
             os.kill(os.getppid(), signal.SIGKILL)
             signal.pause()
+        if kind == "stuck":
+            time.sleep(3600)
         os.kill(os.getpid(), signal.Signals[kind])
 
 
@@ -257,3 +260,51 @@ def test_a_mesh_must_fit_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"uses 4 of the 8 devices of all processes; several "
                                         "processes use all, as with mesh.data=-1"):
         parallel.arrange(Mesh(data=4))
+
+
+def start(rank: int, count: int, address: str) -> subprocess.Popen[str]:
+    """A process that does nothing but join the others, and gives them two seconds."""
+    code = ("import sys\nfrom jaxdl import cli, distributed\ndistributed.START = 2\n"
+            "cli.parse = lambda *a: sys.exit('joined')\n"
+            "sys.exit(cli.main(['--experiment=mlp_digits']))")
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, env={
+        **os.environ, "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count),
+        "JAX_PROCESS_ID": str(rank), "XLA_FLAGS": ""}, stderr=subprocess.PIPE)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@pytest.mark.parametrize(("rank", "address", "status", "message"), [
+    (0, "127.0.0.1:{taken}", 1, "process 0 cannot listen at {address}: the port is in use."),
+    (0, "127.0.0.1", 2, "JAX_COORDINATOR_ADDRESS=127.0.0.1 in the environment: expected "
+                        "HOST:PORT."),
+    (5, "127.0.0.1:{free}", 1,
+     "process 5 of 2 cannot join the others at {address}: process_id and num_processes must be "
+     "nonnegative, with process_id < num_processes. Got process_id=5, num_processes=2."),
+    (0, "127.0.0.1:{free}", 1, "process 0 of 2: the processes did not all come to {address} within "
+                               "2 seconds."),
+    (1, "127.0.0.1:{free}", 1, "process 1 of 2: the processes did not all come to {address} within "
+                               "2 seconds.")])
+def test_a_start_that_fails_is_one_line(rank: int, address: str, status: int,
+                                        message: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = address.format(taken=taken.getsockname()[1], free=free_port())
+        process = start(rank, 2, address)
+        err = process.communicate(timeout=60)[1]
+    assert (process.returncode, err) == (status, f"error: {message.format(address=address)}\n")
+
+
+def test_processes_that_were_told_of_different_numbers_do_not_train_together() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    processes = [start(rank, count, address) for rank, count in ((0, 2), (1, 3))]
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1]
+    assert errors[0] == ("error: process 0 of 2: process 1 was told of 3 processes, process 0 of "
+                         "2: JAX_NUM_PROCESSES must be the same.\n")
+    assert errors[1].startswith("process 1: error: process 0 ended without a word")
