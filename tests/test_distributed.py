@@ -307,4 +307,4 @@ def test_processes_that_were_told_of_different_numbers_do_not_train_together() -
     assert [process.returncode for process in processes] == [1, 1]
     assert errors[0] == ("error: process 0 of 2: process 1 was told of 3 processes, process 0 of "
                          "2: JAX_NUM_PROCESSES must be the same.\n")
-    assert errors[1].startswith("process 1: error: process 0 ended without a word")
+    assert "process 1: error: process 0 ended without a word" in errors[1]  # after JAX's own page
