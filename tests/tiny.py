@@ -18,7 +18,7 @@ from jaxdl.data.transforms import PadCrop
 from jaxdl.evaluate import Evaluate
 from jaxdl.experiment import Best, Experiment, Mesh
 from jaxdl.models.mlp import MLP
-from jaxdl.optimizer import Adam, Cosine
+from jaxdl.optimizer import SGD, Adam, Constant, Cosine
 from jaxdl.tasks.classification import Classification
 
 
@@ -52,3 +52,11 @@ def config() -> Experiment:
 
 def shorter(**changes: Any) -> Experiment:
     return replace(config(), **changes)
+
+
+def plain(**changes: Any) -> Experiment:
+    """The least that trains: compiled in a second."""
+    return shorter(**{
+        "task": Classification(model=MLP(widths=())), "data": Digits(size=8, channels=1),
+        "optimizer": SGD(learning_rate=Constant(peak=0.1)), "evals": {}, "best": Best(),
+        "steps": 6, "log_every": 6, "save_every": 6, **changes})

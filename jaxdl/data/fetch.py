@@ -96,8 +96,8 @@ def fetch(url: str, path: Path, sha256: str) -> Path:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         if digest != sha256:
             part.unlink()
-            raise UserError(f"{path.name} from {url}: SHA-256 is {digest}, expected {sha256}; "
-                            "the download was deleted.")
+            raise UserError(f"{path.name} from {url}: SHA-256 is {digest}, expected {sha256}; the "
+                            f"download was deleted. Try again, or put the original file at {path}.")
         os.replace(part, path)
     return path
 

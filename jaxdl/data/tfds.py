@@ -233,12 +233,14 @@ def encoded(path: Path, split: str, *, image: str = "image", label: str = "label
 
     def decode_one(i: int, record: bytes) -> Example:
         example = told(i, "is damaged", subset.deserialize_example_np, record, decoders=raw)
+        if missing := [name for name in subset if example[name] is None]:
+            raise wrong(i, f"is damaged (it has no {missing[0]!r})")  # Of a file that was cut off.
         pixels = told(i, "holds a broken image", images.decode, example[image], size=size,
                       channels=1 if channels == 1 else 3)
         if size is None and pixels.shape[:2] != (height, width):
             raise wrong(i, f"holds an image of {pixels.shape[0]} x {pixels.shape[1]} pixels, "
                            f"expected {height} x {width}")
-        if example[label] is None or not 0 <= example[label] < most:
+        if not 0 <= example[label] < most:
             raise wrong(i, f"has the label {example[label]}, expected 0 to {most - 1}")
         return {"image": pixels, "label": np.asarray(example[label], np.int32),
                 **{name: np.asarray(example[name]) for name in also}}

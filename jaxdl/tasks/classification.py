@@ -51,7 +51,8 @@ class Classification(LossTask):
         if jnp.issubdtype(labels.dtype, jnp.integer):
             target = jax.nn.one_hot(labels, classes)
             # A class that the model does not have has no loss: NaN, which ends the run.
-            target = jnp.where((kept & (labels >= classes))[:, None], jnp.nan, target)
+            none = (labels < 0) | (labels >= classes)
+            target = jnp.where((kept & none)[:, None], jnp.nan, target)
         else:
             target, labels = labels, labels.argmax(-1)
         if self.label_smoothing is not None and train:
