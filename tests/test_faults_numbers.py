@@ -7,6 +7,7 @@ program serves all cases of a policy. Most run the steps without the loop around
 import dataclasses
 import itertools
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -307,12 +308,13 @@ def test_the_best_checkpoint_survives_every_order(tmp_path: Path, monkeypatch: p
         store.folder, store.keep, store.arrays = folder, keep, folder / "arrays"
         store._error, orbax = None, Nothing()
         store._manager = orbax
-        orbax.delete = lambda step, folder=folder: (folder / "arrays" / str(step)).rmdir()
+        orbax.delete = lambda step, folder=folder: shutil.rmtree(folder / "arrays" / str(step))
         found = ranked(values, mode)
         for step, (best, _) in enumerate(found):
-            (store.arrays / str(step)).mkdir(parents=True)
+            (store.arrays / str(step) / "default").mkdir(parents=True)
+            (store.arrays / str(step) / "default" / "manifest.ocdbt").touch()
             (folder / f"{step}.pending").touch()
-            store._finish(step, {"format": checkpoint.FORMAT, "step": step,
+            store._finish(step, {"format": checkpoint.FORMAT, "step": step, "arrays": {},
                                  "meta": {"progress": {"best_step": best}}}, best)
             store.poll()
             kept = range(max(0, step + 1 - keep), step + 1)
