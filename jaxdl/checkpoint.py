@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from jaxdl import distributed
+from jaxdl import distributed, quiet
 from jaxdl.errors import RunError, UserError, nearest
 from jaxdl.parallel import bytes_of
 from jaxdl.task import named
@@ -48,6 +48,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2) -> None:
         import orbax.checkpoint as orbax
 
+        quiet.failing_saves()
         self._orbax = orbax
         self.folder, self.keep = folder.absolute(), keep
         self.arrays = self.folder / "arrays"
@@ -420,8 +421,10 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _one_line(error: BaseException) -> str:
+    """What an error says; of a long text the beginning and the end, where TensorStore tells why."""
     text = str(error).encode(errors="backslashreplace").decode()  # the names of files are any bytes
-    return " ".join(text.split())[:300] or type(error).__name__
+    text = " ".join(text.split()).split(" [tensorstore_spec=")[0]
+    return (text if len(text) <= 300 else f"{text[:100]} ... {text[-200:]}") or type(error).__name__
 
 
 def write_atomically(path: Path, text: str) -> None:
