@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from jaxdl import __version__, distributed
+from jaxdl import __version__, distributed, quiet
 from jaxdl.errors import RunError, UserError, nearest
 from jaxdl.parallel import bytes_of
 from jaxdl.task import named
@@ -51,6 +51,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2) -> None:
         import orbax.checkpoint as orbax
 
+        quiet.failing_saves()
         self._orbax = orbax
         self.folder, self.keep = folder.absolute(), keep
         self.arrays = self.folder / "arrays"
@@ -471,9 +472,11 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _one_line(error: BaseException) -> str:
+    """What an error says; of a long text the beginning and the end, where TensorStore tells why."""
     text = str(error).encode(errors="backslashreplace").decode()  # the names of files are any bytes
-    text = " ".join(text.split()).split(" [os_error_code=")[0] or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:120]} ... {text[-175:]}"  # The reason comes last.
+    text = re.split(r" \[(?:os_error_code|tensorstore_spec)=", " ".join(text.split()))[0]
+    text = text or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:120]} ... {text[-175:]}"
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -9,6 +9,8 @@ import random
 import re
 import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -269,3 +271,16 @@ def test_a_run_that_is_taken_away_ends_in_one_line(tmp_path: Path, how: str) -> 
     if how == "moved":
         assert committed(tmp_path / "moved" / "checkpoints") == [5]
         checkpoint.verify(tmp_path / "moved" / "checkpoints", 5)
+
+
+def test_a_save_that_fails_is_one_line(tmp_path: Path) -> None:
+    """Orbax would print hundreds: of its threads, of event loops that were closed meanwhile."""
+    tiny = Path(__file__).parent / "tiny.py"
+    done = subprocess.run(
+        ["bash", "-c", f"ulimit -f 100; exec {sys.executable} launch.py --experiment={tiny} "
+         f"--task.model.widths='(256,256)' --workdir={tmp_path / 'run'}"], cwd=tiny.parent.parent,
+        capture_output=True, text=True, timeout=120,
+        env={**os.environ, "JAX_COMPILATION_CACHE_DIR": ""})
+    assert done.returncode == 1
+    assert re.fullmatch(rf"error: {tmp_path}/run/checkpoints: saving failed: .*File too large.*\n",
+                        done.stderr), done.stderr

@@ -1,0 +1,41 @@
+"""What Orbax and TensorStore print when a save fails, which is not needed.
+
+The error itself comes to `Checkpoints.poll`, which tells it in one line. Beside it come hundreds of
+lines from several threads: logs with tracebacks, tasks whose exception nobody asked for, callbacks
+into event loops that are closed by then, coroutines that the end of the process interrupts.
+"""
+
+import logging
+import sys
+from typing import Any
+
+
+def failing_saves() -> None:
+    """From now on these are not printed. Call it again as you like."""
+    for name in ("absl", "asyncio"):
+        if _wanted not in (logger := logging.getLogger(name)).filters:
+            logger.addFilter(_wanted)
+    for name in ("excepthook", "unraisablehook"):
+        if (hook := getattr(sys, name)).__module__ != __name__:
+            setattr(sys, name, _without(hook))
+
+
+def _wanted(record: logging.LogRecord) -> bool:
+    if record.name == "absl":
+        return record.levelno < logging.ERROR or "orbax" not in record.pathname
+    text = record.getMessage()
+    return "exception was never retrieved" not in text or not _theirs(text)
+
+
+def _without(hook: Any) -> Any:
+    def call(*found: Any) -> None:
+        error = getattr(found[0], "exc_value", found[1] if len(found) > 1 else None)
+        closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+        if not closed and not _theirs(repr(getattr(found[0], "object", None))):
+            hook(*found)
+
+    return call
+
+
+def _theirs(text: str) -> bool:
+    return any(word in text for word in ("orbax", "OCDBT", "async_serialize", "write_fragment"))
