@@ -306,6 +306,10 @@ def from_json(data: Any, *, modules: Iterable[str] = (), path: str = "") -> Any:
         if name not in known:
             raise UserError(f"{path}.{name}: {cls.__name__} of this version of jaxdl has no such "
                             f"field.{nearest(name, known)}")
+        hint = _hints(cls).get(name, Any)  # A constructor may compute with it.
+        if not fits(named[name], hint):
+            raise UserError(f"{path}.{name}".strip(".") + f"={shown(repr(named[name]))}: "
+                            f"{expected(named[name], hint)}.")
     try:
         return cls(**named)
     except TypeError as error:

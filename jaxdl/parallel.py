@@ -123,9 +123,9 @@ def arrange(mesh: "Mesh", rules: "tuple[Rule, ...]" = (), devices: Any = None) -
         devices = list(jax.devices() if devices is None else devices)
     except (RuntimeError, AssertionError) as error:  # JAX asserts that it found a device.
         platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
-        raise UserError(f"JAX_PLATFORMS={platforms}: no such device here ({error or 'none found'})"
-                        "; unset it, or install what it needs, as by pip install 'jax[cuda13]'."
-                        ) from error
+        raise UserError(f"JAX_PLATFORMS={platforms}: no such device here "
+                        f"({str(error) or 'none found'}); unset it, or install what it needs, as "
+                        "by pip install 'jax[cuda13]'.") from error
     if mesh.data != -1 and mesh.data < 1:
         raise UserError(f"mesh.data={mesh.data}: expected -1 (all that are left) or at least 1.")
     other = mesh.fsdp * mesh.tensor

@@ -28,11 +28,11 @@ def _wanted(record: logging.LogRecord) -> bool:
 
 
 def _without(hook: Any) -> Any:
-    def call(*found: Any) -> None:
-        error = getattr(found[0], "exc_value", found[1] if len(found) > 1 else None)
+    def call(first: Any, *rest: Any) -> None:
+        error = getattr(first, "exc_value", rest[0] if rest else None)
         closed = isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-        if not closed and not _theirs(repr(getattr(found[0], "object", None))):
-            hook(*found)
+        if not closed and not _theirs(repr(getattr(first, "object", None))):
+            hook(first, *rest)
 
     return call
 

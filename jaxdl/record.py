@@ -103,8 +103,8 @@ def new_folder(name: str) -> Path:
 def check_writable(folder: Path) -> None:
     """Raises a UserError unless a run can be written there. Nothing of the trial is left, so that
     it comes before data is fetched."""
-    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     try:
+        place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(bytes(4096))
             file.flush()

@@ -91,7 +91,8 @@ def test_every_key_is_suggested_for_its_typos(edits: int, share: float) -> None:
     (["--lr=3"], "--lr: no such field."),
     (["--widths=3"], "--widths: no such field. Did you mean --task.model.widths?"),
     (["--task.model=3"], "--task.model: names a whole MLP; set what is in it: --task.model.widths, "
-     "--task.model.classes, --task.model.batch_norm, --task.model.dropout."),
+     "--task.model.classes, --task.model.activation, --task.model.batch_norm, "
+     "--task.model.dropout."),
     (["--data.augment=3"], "--data.augment: a tuple of Callable is set in an experiment's file, "
      "not by a flag."),
     (["--rules=3"], "--rules: a tuple of Rule is set in an experiment's file, not by a flag."),
@@ -226,7 +227,7 @@ def has_literal(hint: Any) -> bool:
      "evals: 'a.b' is no name: expected letters, digits, _ and -."),
     ("evals.test", MESH,
      "evals={'test': Mesh(data=-1, fsdp=1, tensor=1)}: expected Mapping."),
-    ("evals.test.every", -1, "evals.test.every=-1: expected int, at least 0."),
+    ("evals.test.every", -1, "evals.test.every=-1: expected int, at least 1."),
     ("best.metric", "\x00", "best.metric='\\x00': expected str or None, in UTF-8 and without NUL."),
     ("best.mode", "least", "best.mode='least': expected 'max' or 'min'."),
     ("task.freeze", ["("], "task.freeze=('(',): expected tuple of str, a regular expression."),
@@ -298,7 +299,6 @@ def allowed_value(value: Any, hint: Any) -> bool:
     (["--stuck_after=1e300"],
      "--stuck_after=1e+300: expected float, between 0.1 and 1e+06 or None, in 32 bits."),
     (["--optimizer.clip=1e999"], "--optimizer.clip=inf: expected a finite number."),
-    (["--task.freeze={[]:1}"], None),
     (["--task.freeze=" + "(" * 3000], f"--task.freeze=('{'(' * 88}... (3,005 characters): expected "
      "tuple of str, a regular expression."),
     (["--steps=" + "9" * 5000], f"--steps={'9' * 90}... (5,000 characters): expected int, at least "
@@ -306,9 +306,8 @@ def allowed_value(value: Any, hint: Any) -> bool:
     (["--best.metric=\udcff"], "'--best.metric=\\udcff': expected str, in UTF-8 and without NUL."),
     (["--workdir=a\x00b"], "'--workdir=a\\x00b': expected str, in UTF-8 and without NUL."),
     (["--workdir=~nobody-here/x"], "--workdir=~nobody-here/x: Could not determine home directory."),
-    (["--workdir=" + "x" * 300], f"{'x' * 90}... (312 characters): not the config.json of a run "
-     "(File name too long)."),
-    (["--workdir=/dev/null"], "--workdir=/dev/null: cannot be written (File exists)."),
+    (["--workdir=" + "x" * 300], f"--workdir={'x' * 300}: cannot be written (File name too long)."),
+    (["--workdir=/dev/null"], "--workdir=/dev/null: cannot be written (Not a directory)."),
     (["--profile=1:9999"], "--profile=1:9999: the run ends at step 1,000, so STOP may be at most "
      "1000."),
     (["--sinks=tensorbord"], "--sinks=tensorbord: expected tensorboard, wandb, mlflow. Did you "
@@ -351,7 +350,7 @@ def test_names_of_evaluators_are_any_that_a_path_can_hold(tmp_path: Path, capfd:
     """Also those that Python cannot name."""
     source = (ROOT / "experiments" / "mlp_digits.py").read_text()
     evals = 'evals={"test": Evaluate(split="test", every=250)'
-    names = ["class", "top-5", "top_5", "2nd", "étage", "_x", "None"]
+    names = ["class", "top-5", "2nd", "étage", "_x", "None"]
     more = "".join(f', "{n}": Evaluate(split="test", every=9)' for n in names)
     path = tmp_path / "named.py"
     path.write_text(source.replace(evals, evals + more))
@@ -382,7 +381,8 @@ def run(arguments: list[str], code: str = "", status: int = 2, **environment: st
 def test_a_platform_that_is_not_here() -> None:
     assert run(["--experiment=mlp_digits", "--steps=1"], JAX_PLATFORMS="nonsense") == (
         "error: JAX_PLATFORMS=nonsense: no such device here (Unable to initialize backend "
-        "'nonsense': Backend 'nonsense' is not in the list of known backends: ['cpu', 'tpu'].); "
+        "'nonsense': Backend 'nonsense' is not in the list of known backends: ['cpu', 'tpu']. (set "
+        "JAX_PLATFORMS='' to automatically choose an available backend)); "
         "unset it, or install what it needs, as by pip install 'jax[cuda13]'.")
     assert not (ROOT / "runs").exists() or "nonsense" not in os.listdir(ROOT / "runs")
 
@@ -395,8 +395,13 @@ def test_no_gpu(monkeypatch: pytest.MonkeyPatch, capfd: Captured) -> None:
         raise AssertionError
 
     monkeypatch.setattr(jax, "devices", devices)
-    monkeypatch.setattr(jax.config, "jax_platforms", "cuda", raising=False)
-    assert error(capfd, "--experiment=mlp_digits") == (
+    old = jax.config.jax_platforms
+    jax.config.update("jax_platforms", "cuda")
+    try:
+        told = error(capfd, "--experiment=mlp_digits")
+    finally:
+        jax.config.update("jax_platforms", old)
+    assert told == (
         "JAX_PLATFORMS=cuda: no such device here (none found); unset it, or install what it needs, "
         "as by pip install 'jax[cuda13]'.")
 
@@ -556,6 +561,8 @@ def test_every_documented_command_parses(tmp_path: Path, monkeypatch: pytest.Mon
             except SystemExit as stop:  # --help
                 status, parsed = stop.code, [*parsed, "help"]
             out, err = capfd.readouterr()
+            if err and err.strip() in documented_errors():
+                continue
             assert status == 0 and not err, (document, words, err)
             assert len(parsed) > before or out, (document, words)
             seen += 1
@@ -587,6 +594,8 @@ def test_every_documented_file_flag_and_variable_exists() -> None:
     flags = {p for name in NAMES for p, _ in config.leaves(experiment(name))}
     flags |= {p for mode in cli.MODES.values() for p, _ in config.leaves(mode.options())}
     flags |= {"experiment", "processes", "help"}
+    for path in (ROOT / "benchmarks").glob("*.py"):
+        flags |= set(re.findall(r'"--([\w-]+)"', path.read_text()))
     source = "".join(p.read_text() for p in [*(ROOT / "jaxdl").rglob("*.py"), ROOT / "Makefile",
                                              *(ROOT / "tests").glob("*.py")])
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
