@@ -314,6 +314,12 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error), 1)
     except MemoryError as error:
         return _fail(f"out of memory: {error}", 1)
+    except RuntimeError as error:  # JAX's own is one, and not imported for it.
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        told = " ".join(str(error).split())[:200]
+        return _fail(f"out of memory: {told}; a smaller --batch_size, --task.accumulate or "
+                     "--task.remat takes less. What is committed is intact.", 1)
     except Early as error:
         _fail(str(error), PREEMPTED)
         os._exit(PREEMPTED)  # not to wait for a thread that compiles

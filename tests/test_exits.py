@@ -1,11 +1,14 @@
 """Status 0 means that the last step is on disk, however a program that saves ends."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 
+from jaxdl import cli
 from jaxdl.checkpoint import committed
 
 ROOT = Path(__file__).parent.parent
@@ -43,3 +46,23 @@ def test_a_save_that_failed_is_no_success(tmp_path: Path) -> None:
     assert done.stderr == (f"error: {tmp_path}: saving failed: [Errno 28] No space left on "
                            "device\n")
     assert committed(tmp_path) == []
+
+
+def test_too_little_memory_on_the_device_is_one_line(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With JAX's own error, of an array that no machine holds; another error stays what it is."""
+    def allocate(*args: object) -> int:
+        jnp.zeros((1 << 22, 1 << 24)).block_until_ready()
+        return 0
+
+    def broken(*args: object) -> int:
+        raise RuntimeError("a mistake in jaxdl")
+
+    monkeypatch.setattr(cli, "parse", allocate)
+    assert cli.main(["show", "--experiment=mlp_digits"]) == 1
+    assert re.fullmatch(r"error: out of memory: RESOURCE_EXHAUSTED: .*281474976710656 bytes.*; a "
+                        r"smaller --batch_size, --task\.accumulate or --task\.remat takes less\. "
+                        r"What is committed is intact\.\n", capsys.readouterr().err)
+    monkeypatch.setattr(cli, "parse", broken)
+    with pytest.raises(RuntimeError, match="a mistake in jaxdl"):
+        cli.main(["show", "--experiment=mlp_digits"])
