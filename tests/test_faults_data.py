@@ -493,7 +493,6 @@ def test_a_stopped_run_sees_what_an_endless_list_of_epochs_has_there(campaign: A
 
 def test_grain_gives_other_data(campaign: Any) -> None:
     """The same stops, of a pipeline that counts batches."""
-    pytest.importorskip("grain", reason="pip install grain")
     found = campaign.grain_positions(4, 5)
     assert found["other data"] > 0 and found["accepted"] > 0
 
