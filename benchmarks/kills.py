@@ -489,12 +489,12 @@ def befallen(lab: Lab, name: str, fault: str, number: int) -> Befallen:
 
 def problems(seen: Mapping[str, Any], status: int, said: str, fault: str) -> Iterator[str]:
     """What must not be after a fault, by what is found in the folder, how the process ended, and
-    the last that it said."""
+    what it told of an error."""
     if status == -signal.SIGALRM:
         yield f"hung for {chaos.PATIENCE:.0f} s"
     elif status not in ((-signal.SIGKILL,) if fault == "a kill" else (0, 1)):
         yield f"ended with {status}"
-    elif status == 1 and not said.startswith("error: "):
+    elif status == 1 and not said:
         yield "ended in a traceback"
     if status == 0 and 2 not in seen["listed"]:
         yield "said that all is well, and did not save"
