@@ -643,8 +643,8 @@ def traced(pid: int, folder: Path, begin: Callable[[], None],
 
 def once(name: str, folder: Path, log: Path, point: int,
          error: int) -> tuple[int, list[Call], str]:
-    """(exit status, calls, last line of the output) of a process that saves step 2 to a folder that
-    holds step 1, with a fault at one of its calls from there on.
+    """(exit status, calls, last line that tells of an error) of a process that saves step 2 to a
+    folder that holds step 1, with a fault at one of its calls from there on.
 
     Args:
       name: of SAVERS.
@@ -671,7 +671,9 @@ def once(name: str, folder: Path, log: Path, point: int,
             child.pid, folder, begin, lambda n: error if n == point else None, names)
     for descriptor in (here, ready, wait, go):
         os.close(descriptor)
-    return child.returncode, calls, (log.read_text(errors="replace").splitlines() or [""])[-1]
+    told = [line for line in log.read_text(errors="replace").splitlines()
+            if line.startswith("error: ")]  # Threads of Orbax may complain of their end after it.
+    return child.returncode, calls, told[-1] if told else ""
 
 
 def untraceable() -> str:

@@ -274,11 +274,12 @@ def devices(lab: Lab) -> Iterator[Figure]:
 def hooks(lab: Lab) -> Iterator[Figure]:
     """Rows 8 and 57."""
     count = lab.count(200)
-    training = Training(lab.folder / "hooks", "mlp", {"steps": max(60, GAP * count)})
+    gap = 3 * GAP // 2  # A kill waits for a commit, and may come with the next one.
+    training = Training(lab.folder / "hooks", "mlp", {"steps": max(60, gap * count)})
     kills = training.killed(lab, count, ("commit",))
     twice, none, lines = repeated(training)
     few = max(4, count // 10)
-    mutant = Training(lab.folder / "hooks, mutant", "mlp", {"steps": max(60, GAP * few)},
+    mutant = Training(lab.folder / "hooks, mutant", "mlp", {"steps": max(60, gap * few)},
                       plant=chaos.MUTANTS["end of the log"][0])
     mutant.killed(lab, few, ("commit",))
     wrong = repeated(mutant)
@@ -310,27 +311,30 @@ def repeated(training: Training) -> tuple[int, int, int]:
 def epochs(lab: Lab) -> Iterator[Figure]:
     """Row 32."""
     count = lab.count(100)
-    size, batch = 1_438, 32
-    changes = {"steps": -(-3 * size // batch), "save_every": 2}
+    size, batch = chaos.cnn().data.open("train").size, 16
+    changes = {"batch_size": batch, "steps": -(-3 * size // batch), "save_every": 2}
     training = Training(lab.folder / "epochs", "cnn", changes)
-    kills = training.killed(lab, count)
+    places = ("step", "save", "compile")
+    kills = training.killed(lab, count, places)
     twice, missing = visited(training, size, batch)
     mutant = Training(lab.folder / "epochs, mutant", "cnn", changes,
                       plant=chaos.MUTANTS["position"][0])
-    mutant.killed(lab, few := max(4, count // 10))
+    mutant.killed(lab, few := max(4, count // 10), places)
     wrong = visited(mutant, size, batch)
     yield Figure(
         f"32: {len(kills)} SIGKILLs over 3 epochs of {size:,} examples, read by Grain's threads",
-        f"{twice} examples twice in an epoch, {missing} missing", bool(twice or missing),
+        f"{twice} examples twice in an epoch, {missing} missing",
+        bool(twice or missing or len(kills) < count),
         f"mutant, position lost, {few} kills: {wrong[0]:,} twice, {wrong[1]:,} missing")
 
 
 def visited(training: Training, size: int, batch: int) -> tuple[int, int]:
     """(how many examples were trained on more than once in an epoch, how many never), of three
     epochs. The last time that a step was done counts; its ids are those with its checksum."""
-    seed, end = 0, training.changes["steps"]
+    experiment, end = chaos.EXPERIMENTS[training.experiment](), training.changes["steps"]
+    source = experiment.data.open("train")
     known = {zlib.crc32(ids.tobytes()): ids for ids in (
-        chaos.digits().index(seed, step * batch, batch) for step in range(end))}
+        source.index(experiment.seed, step * batch, batch) for step in range(end))}
     trained = {step: crc for section, step, _, *rest
                in resume.read(training.run.with_suffix(".sections")) if section == "step"
                for crc in rest}
@@ -489,12 +493,12 @@ def befallen(lab: Lab, name: str, fault: str, number: int) -> Befallen:
 
 def problems(seen: Mapping[str, Any], status: int, said: str, fault: str) -> Iterator[str]:
     """What must not be after a fault, by what is found in the folder, how the process ended, and
-    the last that it said."""
+    what it told of an error."""
     if status == -signal.SIGALRM:
         yield f"hung for {chaos.PATIENCE:.0f} s"
     elif status not in ((-signal.SIGKILL,) if fault == "a kill" else (0, 1)):
         yield f"ended with {status}"
-    elif status == 1 and not said.startswith("error: "):
+    elif status == 1 and not said:
         yield "ended in a traceback"
     if status == 0 and 2 not in seen["listed"]:
         yield "said that all is well, and did not save"
@@ -514,17 +518,21 @@ class Stop:
       section: in which it came.
       seconds: until the process had ended.
       status: of it.
-      saved: whether the step that it had come to is committed; None where no step had begun.
+      begun: whether the run had; before, there is nothing to save.
+      saved: whether the step that it had come to is committed; True where no step had begun.
     """
 
     section: str
     seconds: float
     status: int
-    saved: bool | None
+    begun: bool
+    saved: bool
 
     @property
     def good(self) -> bool:
-        return self.status == PREEMPTED and self.saved is not False
+        if self.begun:
+            return self.status == PREEMPTED and self.saved
+        return self.status in (PREEMPTED, -signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 def terminated(training: Training, section: str, step: int, length: float, chance: random.Random,
@@ -547,14 +555,12 @@ def terminated(training: Training, section: str, step: int, length: float, chanc
         child.kill()
     seconds = time.time() - sent
     seen, done = resume.read(child.sections, child.begin), committed(training.run / "checkpoints")
-    begun = next((s[1] for s in reversed(seen) if s[0] == "step"), None)
-    saved = None if begun is None else done[-1:] == [begun + 1]
-    if done[-1:] < before[-1:]:
-        saved = False
+    last = next((s[1] for s in reversed(seen) if s[0] == "step"), None)
+    saved = done[-1:] >= before[-1:] and (last is None or done[-1:] == [last + 1])
     came = next((s[0] for s in reversed(seen) if s[2] <= sent), section)
     status = child.process.returncode
     assert status is not None
-    return Stop(came, seconds, status, saved)
+    return Stop(came, seconds, status, bool(seen), saved)
 
 
 def sigterm(lab: Lab) -> Iterator[Figure]:
@@ -569,28 +575,38 @@ def sigterm(lab: Lab) -> Iterator[Figure]:
         lengths = {**until_compile(training), **medians(training.straight())}
         chance = lab.chance(f"sigterm {name}")
         for k in lab.ticking(f"sigterm {name}", range(count), count):
-            place = places[k % len(places)]
+            place = places[(k + i) % len(places)]
             step = int(training.changes["steps"] * (k + chance.random()) / count)
             stops.append(terminated(training, place, step, lengths[place], chance))
         training.finish()
         differences += training.differences().names
-    seconds = sorted(stop.seconds for stop in stops)
-    median, high = statistics.median(seconds), seconds[int(0.99 * (len(seconds) - 1))]
-    by_place: dict[str, list[Stop]] = collections.defaultdict(list)
-    for stop in stops:
-        by_place[stop.section].append(stop)
-    good = sum(stop.good for stop in stops)
-    theirs = orbax_terminated(lab, max(4, total // 10))
+    begun = [stop for stop in stops if stop.begun]
+    early = [stop for stop in stops if not stop.begun]
+    good = sum(stop.good for stop in begun)
+    where = collections.Counter(stop.section for stop in begun)
+    text = [f"{good} of {len(begun)} saved what had begun and left with {PREEMPTED}"]
+    text += [f"{n} in {section} ended with {status}" for (section, status), n in
+             collections.Counter((s.section, s.status) for s in stops if not s.good).items()]
+    text.append(f"from the signal to the end {percentiles(begun)}")
+    for section in ("import", "prepare"):
+        found = [stop for stop in early if stop.section == section]
+        ends = collections.Counter(stop.status for stop in found)
+        text.append(f"{len(found)} before the run had begun ({section}) left with "
+                    + (", ".join(f"{status} ({n})" for status, n in ends.items()) or "nothing")
+                    + (f" after {percentiles(found)}" if found else ""))
+    text.append(f"continued to the end, different: {', '.join(differences) or 'nothing'}")
     yield Figure(
-        f"3: {len(stops)} SIGTERMs ("
-        + ", ".join(f"{len(found)} in {place}" for place, found in by_place.items()) + ")",
-        f"{good} saved what had begun and left with {PREEMPTED}"
-        + "".join(f"; {n} in {place} ended with {status}" for place, found in by_place.items()
-                  for status, n in collections.Counter(
-                      s.status for s in found if not s.good).items())
-        + f"; from the signal to the end {median:.2f} s in the median, {high:.2f} s at the 99th "
-        f"percentile; continued to the end, different: {', '.join(differences) or 'nothing'}",
-        bool(differences) or good < len(stops), theirs)
+        f"3: {len(stops)} SIGTERMs ({len(early)} before the run had begun, then "
+        + ", ".join(f"{n} in {section}" for section, n in where.most_common()) + ")",
+        "; ".join(text), bool(differences) or not all(stop.good for stop in stops),
+        orbax_terminated(lab, max(4, total // 10)))
+
+
+def percentiles(stops: list[Stop]) -> str:
+    """Seconds from the signal to the end."""
+    seconds = sorted(stop.seconds for stop in stops)
+    high = seconds[min(len(seconds) - 1, int(0.99 * len(seconds)))]
+    return f"{statistics.median(seconds):.2f} s in the median, {high:.2f} s at the 99th percentile"
 
 
 def until_compile(training: Training) -> dict[str, float]:
