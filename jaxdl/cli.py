@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from jaxdl import allocator, config, files
-from jaxdl.errors import RunError, UserError, nearest, shown
+from jaxdl.errors import RunError, UserError, nearest, out_of_memory, shown
 from jaxdl.process import PREEMPTED, Early, Preempted, Watchdog, leaving_at_once
 
 if TYPE_CHECKING:
@@ -312,14 +312,10 @@ def main(argv: list[str] | None = None) -> int:
                      "needs", 2)
     except RunError as error:
         return _fail(str(error), 1)
-    except MemoryError as error:
-        return _fail(f"out of memory: {error}", 1)
-    except RuntimeError as error:  # JAX's own is one, and not imported for it.
-        if "RESOURCE_EXHAUSTED" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if (short := out_of_memory(error)) is None:
             raise
-        told = " ".join(str(error).split())[:200]
-        return _fail(f"out of memory: {told}; a smaller --batch_size, --task.accumulate or "
-                     "--task.remat takes less. What is committed is intact.", 1)
+        return _fail(str(short), 1)
     except Early as error:
         _fail(str(error), PREEMPTED)
         os._exit(PREEMPTED)  # not to wait for a thread that compiles

@@ -33,7 +33,7 @@ from typing import IO, Any, NoReturn, TypeVar
 
 import numpy as np
 
-from jaxdl.errors import RunError, UserError
+from jaxdl.errors import RunError, UserError, out_of_memory
 from jaxdl.process import PREEMPTED, Early, Preempted
 
 HEARTBEAT = 25  # seconds without a sign of life after which JAX gives a process up
@@ -563,6 +563,7 @@ def described(error: BaseException) -> tuple[str, int]:
         return "", error.code if isinstance(error.code, int) else 1
     if isinstance(error, Preempted):
         return str(error), PREEMPTED
+    error = out_of_memory(error) or error
     if isinstance(error, (UserError, RunError)):
         return f"error: {' '.join(str(error).split())}", 2 if isinstance(error, UserError) else 1
     return "".join(traceback.format_exception(error)).rstrip(), 1

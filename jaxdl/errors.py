@@ -40,3 +40,13 @@ def told(error: BaseException) -> str:
            and not f.filename.startswith((sys.base_prefix, "<"))]
     where = "".join(f" ({f.filename}:{f.lineno})" for f in (own or frames)[-1:])
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+
+
+def out_of_memory(error: BaseException) -> RunError | None:
+    """The one line of an error that means too little memory, of the host or of a device."""
+    if not isinstance(error, MemoryError) and not (  # JAX's is a RuntimeError, and not imported.
+            isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
+        return None
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    return RunError(f"out of memory: {said}; a smaller --batch_size, --task.accumulate or "
+                    "--task.remat takes less. What is committed is intact.")

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import pytest
 
-from jaxdl import cli
+from jaxdl import cli, distributed
 from jaxdl.checkpoint import committed
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +63,9 @@ def test_too_little_memory_on_the_device_is_one_line(
     assert re.fullmatch(r"error: out of memory: RESOURCE_EXHAUSTED: .*281474976710656 bytes.*; a "
                         r"smaller --batch_size, --task\.accumulate or --task\.remat takes less\. "
                         r"What is committed is intact\.\n", capsys.readouterr().err)
+    assert distributed.described(MemoryError()) == (
+        "error: out of memory: MemoryError; a smaller --batch_size, --task.accumulate or "
+        "--task.remat takes less. What is committed is intact.", 1)
     monkeypatch.setattr(cli, "parse", broken)
     with pytest.raises(RuntimeError, match="a mistake in jaxdl"):
         cli.main(["show", "--experiment=mlp_digits"])

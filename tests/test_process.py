@@ -46,6 +46,7 @@ def test_what_is_ignored_stays_ignored() -> None:
         with Signals() as signals, leaving_at_once():
             os.kill(os.getpid(), signal.SIGHUP)
             signals.poll()
+            assert signals.name == ""
     finally:
         signal.signal(signal.SIGHUP, old)
 
