@@ -431,11 +431,13 @@ def test_a_read_that_hangs_does_not_keep_a_run_from_leaving(
 
 def test_a_process_ends_though_a_thread_of_it_hangs() -> None:
     """It has no children, and does not wait at its end for the thread."""
-    code = ("import os, signal, sys, time\n"
+    code = ("import os, signal, sys, threading, time\n"
             "from jaxdl.data.loader import in_order\n"
             "from jaxdl.process import Preempted, Signals\n"
+            "used = threading.Event()\n"
             "def read(i):\n"
             "    if i == 3:\n"
+            "        used.wait()\n"
             "        children = open(f'/proc/self/task/{os.getpid()}/children').read()\n"
             "        sys.stdout.write((children or 'none') + '\\n')\n"
             "        os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -444,7 +446,9 @@ def test_a_process_ends_though_a_thread_of_it_hangs() -> None:
             "try:\n"
             "    with Signals() as signals:\n"
             "        signals.begun = True\n"
-            "        for i in in_order(read, 9, signals.poll): sys.stdout.write(f'{i}\\n')\n"
+            "        for i in in_order(read, 9, signals.poll):\n"
+            "            sys.stdout.write(f'{i}\\n')\n"
+            "            if i == 2: used.set()\n"
             "except Preempted as error:\n"
             "    print(error); sys.exit(75)\n")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,

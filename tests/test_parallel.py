@@ -24,7 +24,7 @@ from jaxdl.optimizer import SGD, Adam, Constant
 from jaxdl.task import named
 from jaxdl.tasks.classification import Classification
 from jaxdl.train import Program
-from tests.test_train import arrays, fit, metrics
+from tests.test_train import arrays, fit
 from tests.tiny import shorter
 
 SHAPES = {"params": {"up": {"kernel": jax.ShapeDtypeStruct((64, 512), jnp.float32),
@@ -239,15 +239,3 @@ def test_float64_needs_to_be_enabled() -> None:
         several_steps(shorter(task=task), 1)
     assert str(error.value) == (
         "task.compute_dtype=float64 needs JAX_ENABLE_X64=1 in the environment.")
-
-
-def test_a_run_continues_on_another_number_of_devices(tmp_path: Path) -> None:
-    constant = shorter(optimizer=Adam(learning_rate=Constant(peak=1e-3)))
-    fit(tmp_path / "one", dataclasses.replace(constant, steps=20))
-    fit(tmp_path / "many", dataclasses.replace(constant, steps=10, mesh=Mesh(data=8)))
-    fit(tmp_path / "many", dataclasses.replace(constant, steps=20), accept_changes=True)
-    one, many = arrays(tmp_path / "one"), arrays(tmp_path / "many")
-    assert many["state/seen"] == one["state/seen"]
-    for path in (p for p in one if p.startswith("state/params")):
-        np.testing.assert_allclose(many[path], one[path], rtol=1e-2, atol=1e-3, err_msg=path)
-    assert [x["step"] for x in metrics(tmp_path / "many")][-1] == 20
