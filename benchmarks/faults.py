@@ -27,6 +27,8 @@ os.environ["JAXDL_MALLOC"] = os.environ.get("JAXDL_MALLOC", "default")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 "
                                    "--xla_llvm_disable_expensive_passes=true")
 
+import faults_long as long
+import faults_processes as processes
 import faults_storage as storage
 from campaign import Campaign, Figure, Skip, console, memory_folder
 
@@ -36,6 +38,13 @@ CAMPAIGNS: dict[str, tuple[Callable[[Campaign], Iterator[Figure]], int]] = {
     "launches": (storage.launches, 100),
     "retention": (storage.retained, 10_000),
     "disk": (storage.disk, 10),
+    "cells": (processes.cells, 32),
+    "signals": (processes.signals, 50),
+    "handed_over": (processes.handed_over, 1),
+    "sockets": (processes.sockets, 1),
+    "orphans": (processes.orphans, 50),
+    "growth": (long.growth, 100_000),
+    "many": (long.many, 10_000),
 }
 
 

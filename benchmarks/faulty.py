@@ -7,7 +7,8 @@ checkpoint mixed of two steps, or another order of the data, shows.
 
 FAULT='{"kind": "stuck", "rank": 1, "section": "save", "step": 12}' in the environment makes that
 process fail, once, when it comes to the section at that step or later. The moment is written to
-the file that "told" names. Each of several processes writes its id into the folder PIDS.
+the file that "told" names. Each of several processes writes its id into the folder PIDS. VITALS=20
+logs what the process holds every 20 steps; VITALS=20,1000 also keeps 1,000 bytes each time.
 """
 
 import json
@@ -175,12 +176,14 @@ class Counting:
 
 def config() -> Experiment:
     counting = os.environ.get("TASK") == "counting"
+    every, leak = map(int, f"{os.environ.get('VITALS', '0')},0".split(",")[:2])
+    vitals: dict[str, Any] = {"vitals": Vitals(every=every, leak=leak)} if every else {}
     return Experiment(
         task=Counting() if counting else Classification(
             model=MLP(widths=(32,), batch_norm=True, dropout=0.2), ema=0.95),
         data=FaultyDigits(size=8, channels=1, augment=(PadCrop(pad=1),)),
         optimizer=Adam(learning_rate=Cosine(peak=1e-2, warmup=0.1), weight_decay=1e-3, clip=1.0),
-        evals={"test": FaultyEvaluate(every=10)},
+        evals={"test": FaultyEvaluate(every=10), **vitals},
         best=Best() if counting else Best(metric="test/accuracy"),
         steps=40, batch_size=BATCH, log_every=5, save_every=5,
     )

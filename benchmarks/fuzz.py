@@ -43,7 +43,17 @@ from rich.box import MARKDOWN  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from jaxdl import checkpoint, cli, config, distributed, files, record, resume, train  # noqa: E402
+from jaxdl import (  # noqa: E402
+    checkpoint,
+    cli,
+    config,
+    distributed,
+    environment,
+    files,
+    record,
+    resume,
+    train,
+)
 from jaxdl.data import fetch  # noqa: E402
 from jaxdl.errors import UserError  # noqa: E402
 
@@ -438,10 +448,11 @@ class Fuzzer:
         changes = [(train, "fit", begun), (train, "evaluate", nothing),
                    (resume, "shortened", nothing), (distributed, "launch", nothing),
                    (record, "Run", inside),
-                   (fetch, "reachable", lambda url: False), (record, "_git", lambda *args: None),
+                   (fetch, "reachable", lambda url: False),
+                   (environment, "_git", lambda *args: None),
                    (cli, "Watchdog", lambda *args: contextlib.nullcontext())]
         old = [(where, name, getattr(where, name)) for where, name, _ in changes]
-        folder, environment = os.getcwd(), dict(os.environ)
+        folder, variables = os.getcwd(), dict(os.environ)
         os.environ |= {"JAXDL_DATA": str(self.folder / "data"), "HOME": str(self.folder / "home"),
                        "TFDS_DATA_DIR": str(self.folder / "tfds")}
         try:
@@ -454,7 +465,7 @@ class Fuzzer:
             for where, name, value in old:
                 setattr(where, name, value)
             os.environ.clear()
-            os.environ |= environment
+            os.environ |= variables
 
     def recorded(self, name: str) -> dict[str, Any]:
         """A config.json as plain JSON."""
