@@ -252,7 +252,8 @@ def address(text: str) -> str:
     import ipaddress
 
     words = [int(text[i:i + 8], 16).to_bytes(4, sys.byteorder) for i in range(0, len(text), 8)]
-    return str(ipaddress.ip_address(b"".join(words)))
+    found = ipaddress.ip_address(b"".join(words))
+    return str(getattr(found, "ipv4_mapped", None) or found)
 
 
 def memory_folder(prefix: str) -> Path:

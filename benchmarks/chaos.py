@@ -30,7 +30,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as orbax
 
-from jaxdl import checkpoint, cli, record, train
+from jaxdl import checkpoint, cli, display, record, train
 from jaxdl.data.digits import Digits
 from jaxdl.data.source import Arrays, Records, Source
 from jaxdl.data.transforms import PadCrop
@@ -80,7 +80,7 @@ class Forked:
                 os.dup2(log.fileno(), 1)
                 os.dup2(log.fileno(), 2)
                 os.environ.update(environment)
-                record.console.quiet = False
+                display.console.quiet = False
                 status = body()
             except BaseException:
                 traceback.print_exc()
@@ -256,7 +256,7 @@ def config() -> Experiment:
 
 def lost(part: str) -> None:
     """From here on, a restored run has this part of the carry as a fresh one has it."""
-    begin = train._Fit.begin
+    begin = train.Fit.begin
 
     def begun(fit: Any) -> tuple[int, Any]:
         step, carry = begin(fit)
@@ -270,7 +270,7 @@ def lost(part: str) -> None:
         state = replace(carry.state, **{part: getattr(fresh.state, part)})
         return step, replace(carry, state=state)
 
-    train._Fit.begin = begun
+    train.Fit.begin = begun
 
 
 def kept_log() -> None:

@@ -109,7 +109,9 @@ def many(campaign: Campaign) -> Iterator[Figure]:
     manifest, tree = json.loads((folder / "5.json").read_text()), folder / "arrays" / "5"
     for step in range(6, campaign.count + 5):
         shutil.copytree(tree, folder / "arrays" / str(step), copy_function=os.link)
-        (folder / f"{step}.json").write_text(json.dumps({**manifest, "step": step}))
+        own = {k: v for k, v in manifest.items() if k != "sha256"} | {"step": step}
+        own["sha256"] = checkpoint._seal(own)
+        (folder / f"{step}.json").write_text(json.dumps(own))
     last = committed(folder)[-1]
     opened, restored = forked(timed, folder)
     chance = random.Random(campaign.seed)

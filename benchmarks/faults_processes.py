@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,11 +16,11 @@ from typing import Any
 
 import numpy as np
 from campaign import (
+    FAULTY,
     Campaign,
     Child,
     Figure,
     alive,
-    command,
     emptied,
     fork,
     listening,
@@ -199,7 +200,7 @@ def plain(kind: str, rank: int, told: str) -> int:
     from jax.sharding import NamedSharding, PartitionSpec
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize()
+    jax.distributed.initialize(os.environ["JAX_COORDINATOR_ADDRESS"], 2, rank)
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
     x = jax.make_array_from_callback(
         (2,), NamedSharding(mesh, PartitionSpec("data")), lambda _: np.ones(1, np.float32))
@@ -221,7 +222,7 @@ def plain(kind: str, rank: int, told: str) -> int:
 
 def signals(campaign: Campaign) -> Iterator[Figure]:
     """Row 38: SIGTERM to one of two processes, in a step, an evaluation or a save; one run."""
-    total = 8 * campaign.count
+    total = 16 * campaign.count
     arguments = f"--steps={total}", "--save_every=16", "--evals.test.every=16"
     straight, run = campaign.folder / "straight", campaign.folder / "run"
     both_trained(straight, *arguments)
@@ -337,13 +338,16 @@ def orphans(campaign: Campaign) -> Iterator[Figure]:
     for i in ticked(range(campaign.count), "launchers killed"):
         run = campaign.folder / f"run{i}"
         pids, tag = emptied(campaign.folder / "pids"), f"ORPHANS={run}"
-        child = fork(command, "launch", "--processes=2", "train",
-                     f"--experiment={Path(__file__).parent / 'faulty.py'}", f"--workdir={run}",
-                     "--mesh.data=-1", "--steps=1000000", log=run.with_suffix(".log"),
-                     environment={"PIDS": str(pids), "ORPHANS": str(run)})
+        main = str(FAULTY.parents[1] / "launch.py")
+        child = fork(os.execv, sys.executable, [
+            sys.executable, main, "launch", "--processes=2", f"--experiment={FAULTY}",
+            f"--workdir={run}", "--steps=1000000"],
+            log=run.with_suffix(".log"), environment={"PIDS": str(pids), "ORPHANS": str(run)})
         try:
             deadline = time.monotonic() + PATIENCE
-            while len(list(pids.iterdir())) < 2 and time.monotonic() < deadline:
+            while len(list(pids.iterdir())) < 2:
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"it did not start: {child.err.read_text()[-2000:]}")
                 time.sleep(0.01)
             time.sleep(chance.uniform(0, 4))
             os.kill(child.pid, signal.SIGKILL)

@@ -47,6 +47,7 @@ from jaxdl import (  # noqa: E402
     checkpoint,
     cli,
     config,
+    display,
     distributed,
     environment,
     files,
@@ -609,12 +610,12 @@ class Fuzzer:
 @contextlib.contextmanager
 def printing_to(out: io.StringIO) -> Iterator[None]:
     """Rich keeps the stream that it was made with."""
-    old = record.console.file
-    record.console.file = out
+    old = display.console.file
+    display.console.file = out
     try:
         yield
     finally:
-        record.console.file = old
+        display.console.file = old
 
 
 def campaign_of(number: int) -> str:

@@ -50,7 +50,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from jaxdl import checkpoint, record, resume
+from jaxdl import checkpoint, display, resume
 from jaxdl.checkpoint import committed
 from jaxdl.errors import RunError
 from jaxdl.process import PREEMPTED
@@ -709,7 +709,7 @@ def main() -> int:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = programs  # of processes that are not forked
     jax.config.update("jax_compilation_cache_dir", programs)
     chaos.preload()
-    record.console.quiet = True  # of this process: `resume` would show its own progress
+    display.console.quiet = True  # of this process: `resume` would show its own progress
     print(f"seed {flags.seed}; runs in {folder}", flush=True)
     table = Table("fault", "jaxdl", "beside it", "seconds", box=MARKDOWN)
     shown, bad, began = Console(stderr=True), 0, time.time()

@@ -24,7 +24,7 @@ import workloads
 from rich.console import Console
 from rich.table import Table
 
-from jaxdl import allocator, config, parallel, record, train
+from jaxdl import allocator, config, display, parallel, record, train
 from jaxdl.checkpoint import Checkpoints
 from jaxdl.clock import Clock
 from jaxdl.data.digits import Digits
@@ -118,7 +118,7 @@ def pairs(experiment: Experiment, other: Any, chunk: int) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder, Signals() as signals:
         run = record.Run(Path(folder), record.Recorded("loop", config.to_json(experiment), None,
                                                        None, ""), overrides={})
-        train._Fit(experiment, run, program, Checkpoints(Path(folder) / "checkpoints"),
+        train.Fit(experiment, run, program, Checkpoints(Path(folder) / "checkpoints"),
                    experiment.data.open, signals, Clock())(())
         run.close()
     return np.array(times)
@@ -153,7 +153,7 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     options = parser.parse_args()
     allocator.keep_memory()
-    record.console.quiet = True
+    display.console.quiet = True
     table = Table("workload", "bare ms/step", "jaxdl ms/step", "ratio", "95 % interval", "goal",
                   title=f"{options.pairs} interleaved pairs; jax {jax.__version__}, "
                         f"{jax.device_count()} {jax.devices()[0].platform} device(s)")

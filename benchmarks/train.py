@@ -77,7 +77,7 @@ STEPS = {"jaxdl": ("with_jaxdl.py",), "jax": ("with_jax.py",), "linen": ("with_l
 BARE = {name: STEPS[name] for name in ("jax", "torch")}
 SWEEPS = {"jaxdl sequential": ("with_jaxdl.py", "--form=sequential"),
           "jaxdl vmap": ("with_jaxdl.py", "--form=vmap"),
-          "jaxdl map": ("with_jaxdl.py", "--form=map"), "jax": ("with_jax.py",),
+          "jax": ("with_jax.py",),
           "jax vmap": ("with_jax.py", "--vmap"), "torch": ("with_torch.py",)}
 
 

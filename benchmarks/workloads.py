@@ -32,7 +32,7 @@ from jaxdl.task import Aux, Batch, LossTask, Mean
 from jaxdl.tasks.classification import Classification
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
-from worker import CNN, GPT, LSTM, VOCABULARY, WIDTHS, examples, is_text
+from worker import BATCH, CNN, GPT, LSTM, VOCABULARY, WIDTHS, examples, is_text
 
 Array = jax.Array
 STEPS = 100_000  # of a long run, which is what the steps are compiled for
@@ -98,9 +98,9 @@ def experiment(workload: str, task: LossTask, optimizer: Optimizer, batch_size: 
 
 
 def classifier(workload: str, model: nn.Module) -> Experiment:
-    """SGD with momentum, batch 128."""
+    """SGD with momentum."""
     return experiment(workload, Classification(model=model),
-                      SGD(learning_rate=Constant(peak=0.01), momentum=0.9), 128)
+                      SGD(learning_rate=Constant(peak=0.01), momentum=0.9), BATCH)
 
 
 def resnet18() -> Experiment:
@@ -158,4 +158,5 @@ def config() -> Experiment:
 
 EXPERIMENTS: dict[str, Callable[[], Experiment]] = {
     "resnet18": resnet18, "resnet20": resnet20, "gpt": gpt, "gpt_bf16": lambda: gpt("bfloat16"),
-    "mlp": mlp, "lstm": lstm, "mlp_sweep": mlp, "cnn_sweep": cnn}
+    "mlp": mlp, "lstm": lstm, "mlp_sweep": mlp, "cnn_sweep": cnn,
+    "lstm_sweep": lstm}

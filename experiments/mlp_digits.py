@@ -10,6 +10,7 @@ from jaxdl.evaluate import Evaluate
 from jaxdl.experiment import Best, Experiment
 from jaxdl.models.mlp import MLP
 from jaxdl.optimizer import Adam, Cosine
+from jaxdl.sweep import Trial, grid, log_space
 from jaxdl.tasks.classification import Classification
 
 
@@ -22,3 +23,7 @@ def config() -> Experiment:
         best=Best(metric="test/accuracy"),
         steps=1_000, batch_size=64,
     )
+
+
+def sweep() -> list[Trial]:
+    return grid(**{"optimizer.learning_rate.peak": log_space(5e-4, 2e-2, 4), "seed": range(4)})

@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from jaxdl import allocator, config, files
 from jaxdl.errors import RunError, UserError, nearest, out_of_memory, shown
@@ -98,6 +98,55 @@ class VerifyOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SweepOptions:
+    """Which trials to compare, and where to train them.
+
+    Attributes:
+      workdir: the folder of the sweep; an existing one is continued. None makes
+        runs/NAME/sweep-DATE_TIME.
+      resume: continues the newest sweep of this experiment.
+      over: PATH=VALUE,VALUE or PATH=START:STOP, in place of the file's sweep(); given several
+        times, every combination is a trial.
+      seeds: repeats each trial with so many seeds, from 0.
+      executor: "vmap" trains trials that differ in floats and seeds in one compiled step,
+        "sequential" one by one; "auto" measures which is faster; "processes", "ray" and "slurm"
+        train one trial per process.
+      workers: processes, tasks or jobs at once; None: as many as there are cores (100 jobs).
+      slurm: parameters of submitit, such as slurm_partition=gpu; cluster=local tries it here.
+      retries: how often a trial whose process dies is begun again, where its checkpoint is.
+      metric: "EVALUATOR/NAME" that ranks the trials; None for best.metric.
+      mode: whether more or less of it is better; None for best.mode.
+      prune: "asha" or "median" ends trials that fall behind.
+      rung: steps until the first decision of it; None: the first evaluation.
+      strict_data: refuses the stand-in where the declared data is missing.
+      accept_changes: continues a sweep although the experiment, or its data, differ.
+      sinks: further loggers of each trial: wandb, mlflow.
+      preempt_grace: seconds from SIGTERM, SIGINT or SIGHUP until the process ends, however far it
+        is with saving; None lets it finish.
+      stuck_after: seconds without progress after which a process prints where it stands, and ends;
+        None: 3,600.
+    """
+
+    workdir: str | None = None
+    resume: bool = False
+    over: tuple[str, ...] = ()
+    seeds: config.Size | None = None
+    executor: Literal["auto", "vmap", "sequential", "processes", "ray", "slurm"] = "auto"
+    workers: config.Size | None = None
+    slurm: tuple[str, ...] = ()
+    retries: config.Count = 2
+    metric: str | None = None
+    mode: Literal["max", "min"] | None = None
+    prune: Literal["asha", "median"] | None = None
+    rung: config.Size | None = None
+    strict_data: bool = False
+    accept_changes: bool = False
+    sinks: tuple[str, ...] = ()
+    preempt_grace: Seconds | None = None
+    stuck_after: Seconds | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShowOptions:
     """Prints the experiment as a tree; leaves that the command line changed are marked."""
 
@@ -118,6 +167,7 @@ class Command:
       stand_in: what stood in for what in that run, if anything did.
       original: the experiment as the file or the run has it.
       code: digests of the experiment file and of those that it uses.
+      module: the experiment file, if --experiment named one.
     """
 
     target: str
@@ -131,6 +181,7 @@ class Command:
     stand_in: str | None
     original: "Experiment"
     code: dict[str, str]
+    module: types.ModuleType | None = None
 
 
 def train(command: Command) -> int:
@@ -145,7 +196,7 @@ def train_watched(command: Command, watchdog: Watchdog) -> int:
     """The same, under a watchdog that is told of progress."""
     import jax
 
-    from jaxdl import __version__, distributed, parallel, record, sinks
+    from jaxdl import __version__, display, distributed, parallel, record, sinks
     from jaxdl.train import fit, splits, validate
 
     options: TrainOptions = command.options
@@ -173,7 +224,7 @@ def train_watched(command: Command, watchdog: Watchdog) -> int:
     run = record.Run(
         folder, recorded, overrides=command.typed, accept_changes=options.accept_changes,
         modules=command.modules)
-    record.console.print(f"{command.name} in {folder}", markup=False)
+    display.console.print(f"{command.name} in {folder}")
     fit(experiment, run, sinks=options.sinks, profile=steps, grace=options.preempt_grace,
         watchdog=watchdog)
     return 0
@@ -186,7 +237,7 @@ def with_data(command: Command, old: "Recorded | None",
     Decided when a run starts, for training and evaluation together, and never again: a run that
     began on a stand-in continues on it, and one that began on its own data never changes to it.
     """
-    from jaxdl import record
+    from jaxdl import display
     from jaxdl.errors import DataMissing
 
     experiment = command.experiment
@@ -194,7 +245,7 @@ def with_data(command: Command, old: "Recorded | None",
         if strict:
             raise UserError(f"--strict_data: {command.run} has a stand-in ({command.stand_in}).")
         experiment.data.prepare()
-        record.announce(command.stand_in, f"So it is in {command.run}.")
+        display.announce(command.stand_in, f"So it is in {command.run}.")
         return experiment, command.stand_in
     declared = getattr(experiment.data, "stand_in", None)
     reason = "The run began with it."
@@ -212,13 +263,13 @@ def with_data(command: Command, old: "Recorded | None",
     declared.data.prepare()
     text = f"{type(declared.data).__name__} in place of {type(experiment.data).__name__}"
     steps = experiment.steps if "steps" in command.typed else declared.steps
-    record.announce(text, reason)
+    display.announce(text, reason)
     return dataclasses.replace(experiment, data=declared.data, steps=steps), text
 
 
 def evaluate(command: Command) -> int:
     """Evaluates a checkpoint of a run, and prints the table that training printed."""
-    from jaxdl import distributed, record
+    from jaxdl import display, distributed, record
     from jaxdl.train import evaluate as evaluate_run
 
     options: EvaluateOptions = command.options
@@ -233,15 +284,22 @@ def evaluate(command: Command) -> int:
         raise UserError(f"--workdir={folder}: not a run directory.")
     experiment = config.replace(rebuilt(old, folder, command.modules), command.typed)
     if old.stand_in:
-        record.announce(old.stand_in, "The run was trained on it.")
+        display.announce(old.stand_in, "The run was trained on it.")
     distributed.leader_first(experiment.data.prepare)
     if old.fingerprint not in (None, found := experiment.data.fingerprint()):
-        record.console.print(f"warning: the data has changed since ({old.fingerprint} then, {found}"
-                             " now)", markup=False)
+        display.console.print("warning: the data has changed since "
+                              f"({old.fingerprint} then, {found} now)")
     step, results = evaluate_run(experiment, folder, options.step)
-    record.console.print(f"{folder}, step {step:,}", markup=False)
-    record.console.print(record.metric_table(results))
+    display.console.print(f"{folder}, step {step:,}")
+    display.console.print(display.metric_table(results))
     return 0
+
+
+def sweep(command: Command) -> int:
+    """Trains many experiments that differ in named leaves, and compares them."""
+    from jaxdl import study
+
+    return study.run(command)
 
 
 def verify_resume(command: Command) -> int:
@@ -287,6 +345,9 @@ class Mode:
 MODES = {
     "train": Mode(train, TrainOptions, "train an experiment or continue a run (the default)"),
     "evaluate": Mode(evaluate, EvaluateOptions, "print the metrics of a run's checkpoint"),
+    "sweep": Mode(sweep, SweepOptions,
+                  "train many trials, declared by sweep() in the file or by --over, and compare "
+                  "them"),
     "verify-resume": Mode(verify_resume, VerifyOptions,
                           "kill a run, continue it, and compare it bit by bit with one that was "
                           "not killed"),
@@ -366,7 +427,8 @@ def _main(args: list[str]) -> int:
         raise UserError("--experiment=NAME|FILE|RUN_DIR is missing; 'list' shows the names.")
     if mode in ("show", "verify-resume"):  # They are no processes of a run.
         return MODES[mode].run(parse(mode, target, rest))
-    with leaving_at_once() if mode == "train" else contextlib.nullcontext():
+    rest = _several(rest, "over") if mode == "sweep" else rest
+    with leaving_at_once() if mode in ("train", "sweep") else contextlib.nullcontext():
         from jaxdl import distributed
 
         with distributed.joined():
@@ -391,11 +453,14 @@ def launch(args: list[str]) -> int:
     return distributed.launch(int(text), args)
 
 
-def _take(args: list[str], name: str) -> tuple[str | None, list[str]]:
-    """(value of --name, the other arguments)."""
+def _take(args: list[str], name: str, *, first: bool = False) -> tuple[str | None, list[str]]:
+    """(value of --name, the other arguments); of several values the last, unless the first is asked
+    for."""
     value, rest, i = None, [], 0
     while i < len(args):
-        if args[i].startswith(f"--{name}="):
+        if first and value is not None:
+            rest.append(args[i])
+        elif args[i].startswith(f"--{name}="):
             value = args[i].split("=", 1)[1]
         elif args[i] == f"--{name}":
             if i + 1 == len(args):
@@ -406,6 +471,17 @@ def _take(args: list[str], name: str) -> tuple[str | None, list[str]]:
             rest.append(args[i])
         i += 1
     return value, rest
+
+
+def _several(args: list[str], name: str) -> list[str]:
+    """The arguments, with the values of all --name in one tuple."""
+    values: list[str] = []
+    while True:
+        value, rest = _take(args, name, first=True)
+        if value is None:
+            return [*rest, f"--{name}={tuple(values)!r}"] if values else rest
+        values.append(value)
+        args = rest
 
 
 def rebuilt(old: "Recorded", folder: Path, modules: tuple[str, ...]) -> "Experiment":
@@ -423,7 +499,7 @@ def parse(mode: str, target: str, args: list[str]) -> Command:
     """The command that these arguments mean for the experiment that `target` names."""
     from jaxdl import environment
 
-    run = stand_in = None
+    run = stand_in = module = None
     try:
         folder = Path(target).expanduser()
         is_run = (folder / "config.json").is_file()
@@ -455,7 +531,7 @@ def parse(mode: str, target: str, args: list[str]) -> Command:
             raise UserError(f"--workdir={options.workdir}: {error}") from error
         options = dataclasses.replace(options, workdir=workdir)
     return Command(target, name, config.replace(experiment, typed), typed, options, modules,
-                   expected, run, stand_in, experiment, code)
+                   expected, run, stand_in, experiment, code, module)
 
 
 # Flags. tyro parses them; it gets a dataclass made for this very experiment, in which each node is

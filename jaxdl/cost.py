@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdl.matmul import fast_dtype
+
 
 def flops(jaxpr: Any, used: Sequence[bool] | None = None) -> float:
     """The floating-point operations of the matrix products and convolutions of a traced function.
@@ -44,6 +46,21 @@ def flops(jaxpr: Any, used: Sequence[bool] | None = None) -> float:
             needed |= {v for v in equation.invars if not hasattr(v, "val")}
             total += _flops(equation, used)
     return total
+
+
+def rates(program: Any, measure: bool = False) -> tuple[float, float | None]:
+    """(floating-point operations of a step, the most that its devices do in a second, or None).
+
+    Args:
+      program: a `train.Program`.
+      measure: the peak, where it is not known.
+    """
+    task = program.experiment.task
+    dtype = getattr(task, "compute_dtype", "float32")
+    if dtype == "auto":
+        dtype = fast_dtype(getattr(task, "model", None))
+    return flops(program.traced.jaxpr), peak(program.devices.mesh.devices.flat, dtype,
+                                             measure=measure)
 
 
 def _flops(equation: Any, used: list[bool]) -> float:

@@ -2,6 +2,7 @@
 
 import collections
 import datetime
+import functools
 import hashlib
 import importlib.metadata
 import os
@@ -75,6 +76,7 @@ def changes(then: Any, now: Mapping[str, Any]) -> list[str]:
             if old.get(name) is not None and old[name] != value]
 
 
+@functools.cache
 def source() -> str:
     """A digest of jaxdl's own files."""
     digest = hashlib.sha256()
@@ -113,6 +115,7 @@ def code(module: types.ModuleType) -> dict[str, str]:
             for path in sorted(users(module).values())}
 
 
+@functools.cache  # The code that runs is that of the start.
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10,

@@ -32,6 +32,8 @@ class Context:
       folder: the run's directory, for files; None if nothing is recorded.
       poll: called between batches; raises when the run must leave.
       compiled: compiled functions, kept between calls.
+      knobs: the scalar floats of the experiment, as arguments of compiled functions.
+      bound: the task with other values of them; None for functions that are compiled for its own.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Context:
     folder: Any = None
     poll: Callable[[], None] = lambda: None
     compiled: dict[Any, Any] = field(default_factory=dict)
+    knobs: Any = None
+    bound: Callable[[Any], Task] | None = None
 
 
 class Evaluator(Protocol):
@@ -88,11 +92,12 @@ def total(measure: Callable[[Task, Any, Any], Any], task: Task, state: Any, cont
     batch_size = devices.round_up(batch_size)
     key = (context.name, split, batch_size)
     if key not in context.compiled:
-        def run(state: Any, arrays: Any, inputs: Inputs) -> Any:
-            return measure(task, state, assemble(source, arrays, inputs, jax.random.key(0)))
+        def run(state: Any, knobs: Any, arrays: Any, inputs: Inputs) -> Any:
+            bound = task if context.bound is None else context.bound(knobs)
+            return measure(bound, state, assemble(source, arrays, inputs, jax.random.key(0)))
 
         context.compiled[key] = (
-            jax.jit(run, in_shardings=(None, devices.replicated, devices.batch),
+            jax.jit(run, in_shardings=(None, None, devices.replicated, devices.batch),
                     out_shardings=devices.replicated),
             devices.replicate(source.arrays))
     run, arrays = context.compiled[key]
@@ -100,7 +105,7 @@ def total(measure: Callable[[Task, Any, Any], Any], task: Task, state: Any, cont
     for inputs in ahead(source, ordered(source.size, batch_size), devices.rows(batch_size),
                         context.poll):
         context.poll()
-        results.append(run(state, arrays, devices.place(inputs, batch_size)))
+        results.append(run(state, context.knobs, arrays, devices.place(inputs, batch_size)))
     sums: Any = None
     for result in jax.device_get(results):
         result = jax.tree.map(lambda x: np.asarray(x, np.float64), result)

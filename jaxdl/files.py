@@ -77,13 +77,7 @@ def load(path: Path) -> types.ModuleType:
 
 def build(module: types.ModuleType) -> Any:
     """The checked value of an experiment file's `config()`."""
-    path = Path(str(module.__file__))
-    try:
-        tree = module.config()
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except Exception as error:
-        raise UserError(f"{path}{_line(error, path)}: {_told(error)}") from error
+    path, tree = module.__file__, call(module, "config")
     if type(tree).__name__ != "Experiment":
         raise UserError(f"{path}: config() returned a {type(tree).__name__}, not an Experiment.")
     try:
@@ -91,6 +85,17 @@ def build(module: types.ModuleType) -> Any:
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return tree
+
+
+def call(module: types.ModuleType, name: str) -> Any:
+    """The value of a function of an experiment file; what it raises is told by its line."""
+    path = Path(str(module.__file__))
+    try:
+        return getattr(module, name)()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:
+        raise UserError(f"{path}{_line(error, path)}: {_told(error)}") from error
 
 
 def _told(error: Exception) -> str:

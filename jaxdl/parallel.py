@@ -44,12 +44,15 @@ class Devices:
     @property
     def batch(self) -> NamedSharding:
         """Of arrays whose first axis counts examples."""
-        return NamedSharding(self.mesh, PartitionSpec(("data", "fsdp")))
+        return self.split(0)
 
-    @property
-    def batches(self) -> NamedSharding:
-        """Of arrays whose second axis counts examples, the first one steps."""
-        return NamedSharding(self.mesh, PartitionSpec(None, ("data", "fsdp")))
+    def split(self, axis: int) -> NamedSharding:
+        """Of arrays whose axis `axis` counts examples."""
+        return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, ("data", "fsdp")))
+
+    def stacked(self, sharding: Any) -> NamedSharding:
+        """Of many such arrays in one, along a new first axis."""
+        return NamedSharding(self.mesh, PartitionSpec(None, *sharding.spec))
 
     @property
     def batch_ways(self) -> int:
@@ -70,9 +73,9 @@ class Devices:
         return distributed.rows(self.batch, batch_size)
 
     def place(self, inputs: Any, batch_size: int, axis: int = 0) -> Any:
-        """A batch (with axis=1, a stack of them) of which this process has read its rows."""
-        return distributed.assembled(inputs, self.batches if axis else self.batch,
-                                     self.rows(batch_size), batch_size, axis)
+        """A batch, or a stack of them, of which this process has read its rows along an axis."""
+        return distributed.assembled(inputs, self.split(axis), self.rows(batch_size), batch_size,
+                                     axis)
 
     def shardings(self, state: Any) -> Any:
         """The sharding of every array of a state (arrays or their shapes).

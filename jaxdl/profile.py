@@ -19,8 +19,8 @@ from typing import Any
 import jax
 from rich.table import Table
 
+from jaxdl.display import console
 from jaxdl.errors import UserError
-from jaxdl.record import console
 
 
 def parse(text: str, end: int) -> range:
@@ -97,7 +97,7 @@ class Profile:
             self._write()
             console.print(f"--profile={self.steps.start}:{self.steps.stop}: the run was left before"
                           f" the last of these steps; what there is of the trace is in "
-                          f"{self.folder}", markup=False)
+                          f"{self.folder}")
 
     def _write(self) -> None:
         self._tracing = False

@@ -20,20 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
-
 from jaxdl import __version__, config, distributed, environment
 from jaxdl.checkpoint import committed, write_atomically
+from jaxdl.display import console
 from jaxdl.errors import UserError, shown
 from jaxdl.process import Lock
 from jaxdl.sinks import Sink, open_sinks
 
 FORMAT = 1
-console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 @dataclass(frozen=True)
@@ -81,6 +75,14 @@ def read(folder: Path) -> Recorded | None:
         raise UserError(f"{shown(str(path))}: not the config.json of a run ({reason}).") from error
 
 
+def write(folder: Path, record: Recorded) -> None:
+    """Writes config.json."""
+    data = {"format": FORMAT, "jaxdl": __version__, **{
+        name: getattr(record, name) for name in ("name", "stand_in", "fingerprint", "expected")},
+        "code": dict(record.code), "experiment": record.experiment}
+    write_atomically(folder / "config.json", json.dumps(data, indent=1))
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; a name that is there twice would hide a value."""
     found = dict(pairs)
@@ -90,9 +92,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def new_folder(name: str) -> Path:
-    """runs/NAME/DATE_TIME, not in use yet."""
-    stem = Path("runs") / name / datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+def new_folder(name: str, kind: str = "") -> Path:
+    """runs/NAME/DATE_TIME, not in use yet; before the date a word of what it holds, if any."""
+    now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    stem = Path("runs") / name / f"{kind}{now}"
     folder, n = stem, 1
     while folder.exists():
         n += 1
@@ -153,13 +156,13 @@ class Run:
             raise UserError(f"--workdir={folder}: cannot be written ({error.strerror}).") from error
         try:
             old = read(folder)
-            if old is None and any(p.name not in ("LOCK", "config.json") for p in folder.iterdir()):
+            if old is None and _holds_more(folder):
                 raise UserError(f"--workdir={folder}: is not empty and not a run directory.")
             kept = old is not None and committed(folder / "checkpoints")
             if kept and old is not None and old != record and not accept_changes:
-                changes = _changes(old, record, modules)
-                if changes:
-                    raise UserError(f"--workdir={folder}: holds another experiment ({changes}). "
+                found = changes(old, record, modules)
+                if found:
+                    raise UserError(f"--workdir={folder}: holds another experiment ({found}). "
                                     "Choose another, or continue it so with --accept_changes.")
         except UserError:
             self._lock.release()
@@ -179,11 +182,7 @@ class Run:
           repeated: evaluators that will run at this very step; what they logged is dropped too.
         """
         record = self.record
-        data = {"format": FORMAT, "jaxdl": __version__, "name": record.name,
-                "stand_in": record.stand_in, "fingerprint": record.fingerprint,
-                "expected": record.expected, "code": dict(record.code),
-                "experiment": record.experiment}
-        write_atomically(self.folder / "config.json", json.dumps(data, indent=1))
+        write(self.folder, record)
         if self._new:
             lines = [f"{path}={value}\n" for path, value in self._overrides.items()]
             write_atomically(self.folder / "overrides.txt", "".join(lines))
@@ -195,7 +194,7 @@ class Run:
         now = environment.current(step, devices)
         if step and launches and (found := environment.changes(launches[-1], now)):
             console.print(f"warning: not as at the last launch: {'; '.join(found)}. What follows "
-                          "may not be to the bit what would have followed.", markup=False)
+                          "may not be to the bit what would have followed.")
         write_atomically(path, json.dumps([*launches, now], indent=1))
         metrics = self.folder / "metrics.jsonl"
         if metrics.exists():
@@ -224,15 +223,23 @@ class Run:
 
     @distributed.only_leader
     def close(self) -> None:
+        sinks, self._sinks = self._sinks, []
         with contextlib.suppress(OSError):  # A full disk has been told of already.
-            for sink in self._sinks:
+            for sink in sinks:
                 sink.close()
             if self._metrics is not None:
                 self._metrics.close()
         self._lock.release()
 
 
-def _changes(old: Recorded, new: Recorded, modules: Iterable[str]) -> str:
+def _holds_more(folder: Path) -> bool:
+    """Whether there is more than a run leaves that was killed as it began."""
+    mine = [folder / name for name in ("LOCK", "config.json", "log.txt")]
+    return any((path.parent == folder and path.name != "checkpoints") or not path.is_dir()
+               for path in folder.rglob("*") if path not in mine)
+
+
+def changes(old: Recorded, new: Recorded, modules: Iterable[str]) -> str:
     """How an experiment differs from the one that its directory holds, "" if it does not."""
     found = []
     if old.experiment != new.experiment:
@@ -266,82 +273,3 @@ def _until(text: str, step: int, repeated: tuple[str, ...]) -> list[str]:
 def _short(value: Any) -> str:
     text = type(value).__name__ + "(...)" if config.is_node(value) else repr(value)
     return text if len(text) < 60 else text[:57] + "..."
-
-
-# What the terminal shows.
-
-
-def announce(stand_in: str, reason: str) -> None:
-    """The box that nobody misses."""
-    text = Text.assemble((stand_in, "bold"), f"\n{reason}\nThe numbers of this run are those of "
-                         "the stand-in. --strict_data refuses it.")
-    console.print(Panel(text, title="STAND-IN DATA", border_style="yellow", expand=False))
-
-
-def parameter_table(params: Mapping[str, Any], frozen: Mapping[str, Any]) -> Table:
-    """Parameters by module, at the first level of the tree."""
-    table = Table("module", "arrays", "parameters", box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    groups: dict[str, list[int]] = {}
-    for suffix, flat in (("", params), (" (frozen)", frozen)):
-        for path, x in flat.items():
-            groups.setdefault(path.split("/")[0] + suffix, []).append(math.prod(x.shape))
-    for name, sizes in groups.items():
-        table.add_row(name, str(len(sizes)), f"{sum(sizes):,}")
-    table.add_row("total", str(sum(map(len, groups.values()))),
-                  f"{sum(map(sum, groups.values())):,}", style="bold")
-    return table
-
-
-def metric_table(values: Mapping[str, float]) -> Table:
-    """Names and numbers, one a row."""
-    table = Table("metric", "value", box=None, pad_edge=False)
-    table.columns[1].justify = "right"
-    for name, value in values.items():
-        table.add_row(name, f"{value:.6g}")
-    return table
-
-
-class Bar:
-    """A progress line on a terminal; elsewhere a plain line each time there are new numbers."""
-
-    def __init__(self, step: int, steps: int) -> None:
-        self.steps = steps
-        self._progress = Progress(
-            TextColumn("step {task.completed:,.0f}/{task.total:,.0f}"), BarColumn(bar_width=20),
-            TimeRemainingColumn(), TextColumn("{task.fields[text]}", markup=False), console=console,
-            transient=True, disable=not console.is_terminal)
-        self._task = self._progress.add_task("", total=steps, completed=step, text="")
-        self._progress.start()
-
-    def trained(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of the training log; a terminal has room for the loss, the means and the rate."""
-        values = {name.removeprefix("train/"): value for name, value in values.items()}
-        rate = f"{values.pop('examples_per_second'):,.0f} examples/s"
-        waited = f"{values.pop('data_wait'):.0%} waiting for data"
-        values = {k: v for k, v in values.items() if k not in ("flops_per_second", "memory_peak")}
-        if "mfu" in values:
-            rate += f", {values.pop('mfu'):.1%} of the peak"
-        if console.is_terminal:
-            values = {k: v for k, v in values.items() if k not in ("grad_norm", "learning_rate")}
-            self._progress.update(self._task, completed=step, text=f"{_numbers(values)}  {rate}")
-        else:
-            self._print(step, f"{_numbers(values)}  {rate}, {waited}")
-
-    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of an evaluator: always a line that stays."""
-        self._print(step, _numbers(values))
-
-    def _print(self, step: int, text: str) -> None:
-        self._progress.console.print(f"step {step:,}/{self.steps:,}  {text}", markup=False)
-
-    def close(self) -> None:
-        self._progress.stop()
-
-
-def _numbers(values: Mapping[str, float]) -> str:
-    """The loss first; four digits each, and no exponent for what people count."""
-    order = sorted(values, key=lambda name: name.split("/")[-1] != "loss")
-    return "  ".join(f"{name} {values[name]:,.0f}" if 1_000 <= abs(values[name]) < 1e9
-                     else f"{name} {values[name]:.4g}" for name in order)

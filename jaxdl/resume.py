@@ -26,10 +26,10 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 import numpy as np
 from rich.table import Table
 
-from jaxdl import clock, record
+from jaxdl import clock, display, record
 from jaxdl.checkpoint import arrays, committed
+from jaxdl.display import console
 from jaxdl.errors import RunError, UserError
-from jaxdl.record import console
 
 if TYPE_CHECKING:
     from jaxdl.cli import Command
@@ -80,7 +80,7 @@ def verify(command: "Command") -> int:
         raise UserError(f"--workdir={folder}: cannot be made ({error.strerror}).") from error
     changes = shortened(command)
     console.print(f"{command.name} in {folder}: "
-                  + ", ".join(f"{k}={v}" for k, v in changes.items()), markup=False)
+                  + ", ".join(f"{k}={v}" for k, v in changes.items()))
     arguments = [f"--experiment={command.target}",
                  *(flag(path, value) for path, value in {**command.typed, **changes}.items())]
 
@@ -89,9 +89,9 @@ def verify(command: "Command") -> int:
         straight.finish()
     sections, recorded = read(straight.sections), record.read(folder / "straight")
     if recorded is not None and recorded.stand_in:
-        record.announce(recorded.stand_in, "The declared data is not here; see the logs.")
+        display.announce(recorded.stand_in, "The declared data is not here; see the logs.")
     console.print(f"trained {int(changes.get('steps', command.experiment.steps)):,} steps without "
-                  "a kill", markup=False)
+                  "a kill")
     kills = list(killed(folder / "killed", arguments, sections, options.kills,
                         random.Random(options.moments)))
     rows = compared(folder)
@@ -103,7 +103,7 @@ def verify(command: "Command") -> int:
                       markup=False)
         return 0
     console.print(f"error: {len(lost)} committed steps lost; different: "
-                  f"{', '.join(different) or 'nothing'}; both runs are in {folder}", markup=False)
+                  f"{', '.join(different) or 'nothing'}; both runs are in {folder}")
     return 1
 
 
@@ -239,7 +239,7 @@ def killed(run: Path, arguments: list[str], straight: list[list[Any]], count: in
         yield from resumed(waiting, began(seen))
         if child.process.returncode != -signal.SIGKILL:
             child.finish()
-            console.print(f"the run was over before kill {i + 1}", markup=False)
+            console.print(f"the run was over before kill {i + 1}")
             break
         waiting.append(Kill(seen[-1][0] if seen else "start", next(
             (s[1] for s in reversed(seen) if s[0] == "step"), None), done[-1] if done else None))

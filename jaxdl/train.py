@@ -5,12 +5,13 @@ one interval late, all at once.
 """
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +21,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl import allocator, compilation, config, cost, distributed, parallel, record
+from jaxdl import allocator, compilation, config, cost, display, distributed, parallel, record
 from jaxdl.checkpoint import Checkpoints, committed, load, select
 from jaxdl.clock import Clock
-from jaxdl.data.loader import Inputs, ahead, shuffled
+from jaxdl.data.loader import Inputs, Plan, ahead, shuffled
 from jaxdl.data.source import Source
+from jaxdl.display import console
 from jaxdl.errors import RunError, UserError, nearest
 from jaxdl.evaluate import Context, assemble
-from jaxdl.experiment import Experiment
+from jaxdl.experiment import Best, Experiment
 from jaxdl.init_from import overlay
-from jaxdl.matmul import fast_dtype
 from jaxdl.process import Preempted, Signals, Watchdog
 from jaxdl.task import Mean, named
 from jaxdl.tracing import tracing
 
-console = record.console
-
+STRUCTURE = jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError
 FUSED = 100  # steps in one dispatch at most, where steps are short
 SHORT = 1e9  # floating-point operations of a step below which it is short: some milliseconds
 
@@ -80,49 +80,68 @@ class Program:
       fresh: whether a fresh state will be asked for; it is then drawn while the step is traced and
         compiled.
       poll: called while the first batch is waited for; raises when the run must leave.
+      trials: experiments with their sources, that differ in such floats and in the seed alone: all
+        are trained at once, and every array of the carry and the knobs has a first axis that counts
+        them. () for the one experiment, without that axis.
 
     Attributes:
-      traced: one step, as JAX traced it.
+      traced: one step of one experiment, as JAX traced it.
       notes: what its layers said of the forms that they chose.
       fused: how many steps a dispatch holds at most.
       target: shapes and shardings of the carry.
     """
 
     def __init__(self, experiment: Experiment, source: Source, devices: parallel.Devices, *,
-                 fresh: bool = False, poll: Callable[[], None] = lambda: None) -> None:
+                 fresh: bool = False, poll: Callable[[], None] = lambda: None,
+                 trials: Sequence[tuple[Experiment, Source]] = ()) -> None:
         self.experiment, self.source, self.devices = experiment, source, devices
+        self.trials = tuple(trials)
+        self.compiled: dict[Any, Any] = {}  # of evaluators
         self._thread = ThreadPoolExecutor(1, "compile")
-        self._tree = {"task": experiment.task, "optimizer": experiment.optimizer,
-                      "transforms": getattr(source, "transforms", ())}
-        floats = {p: leaf.value for p, leaf in config.leaves(self._tree)
-                  if type(leaf.value) is float}
-        self._paths = tuple(floats)
-        seed = np.uint32(experiment.seed)
-        self.knobs = devices.replicate((np.array(list(floats.values()), np.float32), seed))
+        self._tree = _declared(experiment, source)
+        self._paths = tuple(p for p, leaf in config.leaves(self._tree)
+                            if type(leaf.value) is float)
+        # Trials of one seed see the same batches, which have no axis of trials then.
+        own = len({trial.seed for trial, _ in self.trials}) > 1
+        self._axis = int(own)  # of a batch, that counts examples
+        self._each = jax.vmap(self._step, (0, 0, None, 0 if own else None)) if trials \
+            else self._step
         self.arrays = devices.replicate(source.arrays)
-        inputs = next(ahead(source, self.plan(0, 1), devices.rows(experiment.batch_size), poll))
+        first = shuffled(source, experiment.seed, 0, experiment.batch_size, 1)
+        inputs = next(ahead(source, first, devices.rows(experiment.batch_size), poll))
         self._inputs = structs(devices.place(inputs, experiment.batch_size))
         try:
             state, metrics = self._trace(fresh)
-        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
-            self._paths = ()  # A float is used as structure: compile for its value.
+        except STRUCTURE as error:
+            self._compile_for_value(error)
             state, metrics = self._trace(fresh)
-            console.print("note: a model asks a float a question, so that every value of it is "
-                          f"compiled anew: {str(error).splitlines()[0]}", markup=False)
         window = Window({k: m for k, m in metrics.items() if isinstance(m, Mean)},
                         {k: m for k, m in metrics.items() if not isinstance(m, Mean)},
                         jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.int32))
-        self.target = Carry(state, jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=devices.replicated), window))
+        self.target = self._stacked(Carry(state, jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=devices.replicated), window)))
         shardings = jax.tree.map(lambda x: x.sharding, self.target)
         self.fused = self._fused()
         self.step = jax.jit(
-            self._step if self.fused == 1 else self._steps, donate_argnums=0,
+            self._each if self.fused == 1 else self._steps, donate_argnums=0,
             out_shardings=shardings, in_shardings=(
                 shardings, devices.replicated, devices.replicated,
-                *([devices.batch] if self.fused == 1 else [devices.batches, devices.replicated])))
+                *([devices.split(self._axis)] if self.fused == 1 else
+                  [devices.split(self._axis + 1), devices.replicated])))
         self.reset = jax.jit(self._reset, out_shardings=shardings.window)
         self.empty = jax.jit(self._empty, out_shardings=shardings.window)
+
+    def of(self, experiment: Experiment, source: Source, *, fresh: bool = False) -> "Program":
+        """The same compiled functions for an experiment that differs in floats and the seed."""
+        other = copy.copy(self)
+        other.experiment, other.source = experiment, source
+        other.knobs = self.devices.replicate(self._values(experiment, source))
+        other._drawn = self._thread.submit(self._draw, other.knobs) if fresh else None
+        return other
+
+    def bound(self, knobs: Any) -> Any:
+        """The task with these values of its floats."""
+        return self._bind(knobs)[0]
 
     def init(self, knobs: Any) -> Carry:
         """The state before the first step."""
@@ -136,26 +155,30 @@ class Program:
 
     def plan(self, start: int, steps: int) -> Any:
         """The batches of `steps` steps from example number `start` on."""
-        return shuffled(self.source, self.experiment.seed, start, self.experiment.batch_size, steps)
+        seeds = [trial.seed for trial, _ in self.trials] if self._axis else [self.experiment.seed]
+        plans = [shuffled(self.source, seed, start, self.experiment.batch_size, steps)
+                 for seed in seeds]
+        return Plan(steps, lambda i: jax.tree.map(lambda *x: np.stack(x), *(
+            plan[i] for plan in plans))) if self._axis else plans[0]
 
     def lowered(self) -> jax.stages.Lowered:
         """The step as a program for XLA."""
-        inputs: tuple[Any, ...] = (self._inputs,)
-        if self.fused > 1:
-            stacked = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-                (self.fused, *x.shape), x.dtype, sharding=x.sharding and self.devices.batches),
-                self._inputs)
-            inputs = stacked, np.int32(0)
-        return self.step.lower(self.target, self.knobs, self.arrays, *inputs)
+        lead = (self.fused,) * (self.fused > 1) + (len(self.trials),) * self._axis
+        inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+            (*lead, *x.shape), x.dtype, sharding=x.sharding and self.devices.split(len(lead))),
+            self._inputs)
+        count = (np.int32(0),) * (self.fused > 1)
+        return self.step.lower(self.target, self.knobs, self.arrays, inputs, *count)
 
     def advance(self, carry: Carry, batches: list[Inputs]) -> Carry:
         """One dispatch: a step on each of the batches, at most `fused` of them."""
+        size = self.experiment.batch_size
         if self.fused == 1:
-            placed = self.devices.place(batches[0], self.experiment.batch_size)
+            placed = self.devices.place(batches[0], size, self._axis)
             return self.step(carry, self.knobs, self.arrays, placed)
         padded = batches + batches[-1:] * (self.fused - len(batches))
         stacked = {name: np.stack([b[name] for b in padded]) for name in padded[0]}
-        stacked = self.devices.place(stacked, self.experiment.batch_size, axis=1)
+        stacked = self.devices.place(stacked, size, self._axis + 1)
         return self.step(carry, self.knobs, self.arrays, stacked, np.int32(len(batches)))
 
     def _fused(self) -> int:
@@ -175,24 +198,58 @@ class Program:
         return min(FUSED, max(2, min(periods(self.experiment))))
 
     def _trace(self, fresh: bool) -> tuple[Any, Any]:
-        """The shapes of the state and of a step's metrics.
+        """The shapes of the state and of a step's metrics, of one experiment.
 
         Both functions are traced here, once: what is compiled calls them with arguments of the same
         types, the mesh included.
         """
         init, self._updated = jax.jit(self._init), jax.jit(self._update)
-        shapes = jax.eval_shape(init, self.knobs)
-        shardings = self.devices.shardings(shapes)
+        one = self.devices.replicate(self._values(self.experiment, self.source))
+        each = [self._values(*trial) for trial in self.trials]
+        self.knobs = self.devices.replicate(
+            jax.tree.map(lambda *x: np.stack(x), *each)) if each else one
+        shapes = jax.eval_shape(init, one)
+        state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                             shapes, self.devices.shardings(shapes))
         # Drawn once: to optimise the code that draws takes many times as long as to run it.
         cheap = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-        self._draw = jax.jit(init, out_shardings=shardings, compiler_options=cheap)
+        self._draw = jax.jit(jax.vmap(init) if each else init, compiler_options=cheap,
+                             out_shardings=jax.tree.map(lambda x: x.sharding, self._stacked(state)))
         self._drawn = self._thread.submit(self._draw, self.knobs) if fresh else None
-        state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-                             shapes, shardings)
         self.notes: set[str] = set()
         with tracing(runs=self.experiment.steps, notes=self.notes):
-            self.traced = self._updated.trace(state, self.knobs, self.arrays, self._inputs)
+            self.traced = self._updated.trace(state, one, self.arrays, self._inputs)
         return state, self.traced.out_info[1]
+
+    def _compile_for_value(self, error: Exception) -> None:
+        """Finds the floats that are used as structure: each value of them is another program."""
+        paths, asked = self._paths, []
+        for path in paths:
+            self._paths = (path,)
+            try:
+                self._trace(False)
+            except STRUCTURE:
+                asked.append(path)
+        self._paths = tuple(p for p in paths if asked and p not in asked)
+        first = _declared(*self.trials[0]) if self.trials else None
+        differing = [p for p in asked or paths if any(
+            config.get(_declared(*trial), p) != config.get(first, p) for trial in self.trials)]
+        if differing:
+            raise UsedAsStructure(differing) from error
+        console.print(f"note: {', '.join(asked or ['a float'])} is asked a question, so that every "
+                      f"value of it is compiled anew: {str(error).splitlines()[0]}")
+
+    def _values(self, experiment: Experiment, source: Source) -> Any:
+        """The floats and the seed of an experiment, as arguments."""
+        tree = _declared(experiment, source)
+        floats = [config.get(tree, path) for path in self._paths]
+        return np.array(floats, np.float32), np.uint32(experiment.seed)
+
+    def _stacked(self, tree: Any) -> Any:
+        """The shapes of a tree, one for each trial."""
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+            (len(self.trials), *x.shape), x.dtype, sharding=self.devices.stacked(x.sharding)),
+            tree) if self.trials else tree
 
     def _bind(self, knobs: Any) -> tuple[Any, Any, Any, Source, jax.Array]:
         floats, seed = knobs
@@ -215,7 +272,7 @@ class Program:
 
     def _empty(self) -> Window:
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.target.window)
-        return dataclasses.replace(zeros, halted=jnp.int32(-1))
+        return dataclasses.replace(zeros, halted=jnp.full_like(zeros.halted, -1))
 
     def _reset(self, window: Window) -> Window:
         return dataclasses.replace(self._empty(), halted=window.halted)
@@ -259,9 +316,15 @@ class Program:
         """`count` steps on the first of the stacked inputs. The number is data, so that one program
         serves any grouping, and a run is the same to the bit however its steps are grouped."""
         def body(i: Any, carry: Carry) -> Carry:
-            return self._step(carry, knobs, arrays, jax.tree.map(lambda x: x[i], inputs))
+            return self._each(carry, knobs, arrays, jax.tree.map(lambda x: x[i], inputs))
 
         return jax.lax.fori_loop(0, count, body, carry)
+
+
+def _declared(experiment: Experiment, source: Source) -> dict[str, Any]:
+    """What of an experiment the compiled functions are made of."""
+    return {"task": experiment.task, "optimizer": experiment.optimizer,
+            "transforms": getattr(source, "transforms", ())}
 
 
 @dataclass
@@ -284,6 +347,33 @@ class Progress:
     waited: int = 0
     stopped: bool = False
 
+    def rank(self, ranking: Best, name: str, values: Mapping[str, float], step: int) -> bool:
+        """Takes in the metrics of an evaluator; whether the one that ranks has improved."""
+        self.results |= values
+        if ranking.metric is None or ranking.metric.split("/")[0] != name:
+            return False
+        if ranking.metric not in values:
+            raise UserError(f"best.metric={ranking.metric}: the evaluator has no such metric."
+                            f"{nearest(ranking.metric, values)}")
+        if better(values[ranking.metric], self.best, ranking.mode):
+            self.best, self.best_step, self.waited = values[ranking.metric], step, 0
+            return True
+        self.waited += 1
+        self.stopped = ranking.patience is not None and self.waited >= ranking.patience
+        return False
+
+
+class UsedAsStructure(Exception):
+    """Trials differ in floats that a program cannot take as arguments.
+
+    Args:
+      paths: of the floats, in {"task": ..., "optimizer": ..., "transforms": ...}.
+    """
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(", ".join(paths))
+        self.paths = paths
+
 
 class NonFinite(Exception):
     """A step whose loss or gradient was NaN or infinite."""
@@ -291,6 +381,10 @@ class NonFinite(Exception):
     def __init__(self, step: int, names: str) -> None:
         super().__init__(step, names)
         self.step, self.names = step, names
+
+
+class NotFinite(RunError):
+    """What ends a run in which such a step occurred."""
 
 
 def finite_or_raise(window: Window) -> Window:
@@ -304,7 +398,9 @@ def finite_or_raise(window: Window) -> Window:
 
 def fit(experiment: Experiment, run: record.Run, *, sinks: tuple[str, ...] = (),
         profile: range | None = None, grace: float | None = None,
-        watchdog: Watchdog | None = None) -> Progress:
+        watchdog: Watchdog | None = None, watcher: display.Watcher | None = None,
+        compile: "Callable[..., Program]" = Program,
+        opened: Callable[[str], Source] | None = None) -> Progress:
     """Trains from the run's newest checkpoint, or from the start, to the last step.
 
     Args:
@@ -314,6 +410,9 @@ def fit(experiment: Experiment, run: record.Run, *, sinks: tuple[str, ...] = (),
       profile: steps to trace, see profile.py.
       grace: seconds after a signal when the process ends, however far it is with saving.
       watchdog: is told of progress.
+      watcher: is told of numbers; None for a line on the terminal.
+      compile: makes the program.
+      opened: its data, as `splits` opens it.
 
     Raises:
       Preempted: the process was asked to leave; everything is saved.
@@ -325,33 +424,34 @@ def fit(experiment: Experiment, run: record.Run, *, sinks: tuple[str, ...] = (),
     with Signals(agree, grace) as signals, contextlib.closing(run):
         devices = parallel.arrange(experiment.mesh, experiment.rules)
         validate(experiment, devices)
-        opened = splits(experiment)
+        opened = opened or splits(experiment)
         clock, folder = Clock(watchdog), run.folder / "checkpoints"
         clock.enter("compile", 0)
         fresh = distributed.by_leader(lambda: not committed(folder))
-        program = Program(experiment, opened("train"), devices, fresh=fresh, poll=signals.poll)
+        program = compile(experiment, opened("train"), devices, fresh=fresh, poll=signals.poll)
         signals.poll()
         try:
             with (contextlib.closing(Checkpoints(folder, experiment.keep)) as checkpoints,
                   distributed.together()):
-                return _Fit(experiment, run, program, checkpoints, opened, signals, clock,
-                            profile)(sinks)
+                return Fit(experiment, run, program, checkpoints, opened, signals, clock,
+                           profile, watcher)(sinks)
         except OSError as error:
             left = (f"what is committed in {folder} is intact" if folder.is_dir() else
                     f"{folder} was deleted or moved while the run wrote into it")
             raise RunError(f"{error.filename or run.folder}: {error.strerror}; {left}.") from error
 
 
-class _Fit:
+class Fit:
     """One call of `fit`: what its parts share."""
 
     def __init__(self, experiment: Experiment, run: record.Run, program: Program,
                  checkpoints: Checkpoints, opened: Callable[[str], Source],
-                 signals: Signals, clock: Clock, profile: range | None = None) -> None:
+                 signals: Signals, clock: Clock, profile: range | None = None,
+                 watcher: display.Watcher | None = None) -> None:
         self.experiment, self.run, self.program = experiment, run, program
         self.checkpoints, self.opened, self.signals = checkpoints, opened, signals
-        self.progress, self.clock = Progress(), clock
-        self.compiled: dict[Any, Any] = {}  # of the evaluators
+        self.progress, self.clock, self.watcher = Progress(), clock, watcher
+        self.compiled = program.compiled  # of the evaluators
         self.pending: tuple[int, tuple[int, float, float], Window] | None = None
         self.all_finite = jax.jit(_all_finite)
         self.flops, self.peak = 0., None  # of a step; a second, of the devices together
@@ -367,17 +467,17 @@ class _Fit:
         start, carry = self.begin()
         if self.progress.stopped or (start >= end and not self.due(start)):
             early = ", stopped early" if self.progress.stopped else ""
-            console.print(f"{self.run.folder} is finished (step {start:,}{early}).", markup=False)
+            console.print(f"{self.run.folder} is finished (step {start:,}{early}).")
             self.report()
             return self.progress
         if self.profile is not None:
             self.profile.check(start)
-        self.run.start(start, program.devices.mesh.devices.flat, sinks, self.due(start))
+        self.record(start, sinks)
         if start < end:
             self.clock.enter("compile", start)
             compiled = self.signals.wait(compiling or program.compile())
             memory = compiled.memory_analysis()
-            self.count_flops()
+            self.flops, self.peak = cost.rates(program, measure=self.profile is not None)
             found, missed = compilation.lookups()
             peak = f" (peak {self.peak / 1e9:,.0f} a second)" if self.peak else ""
             console.print(f"compiled in {time.perf_counter() - began:.1f} s ({found} of "
@@ -387,53 +487,46 @@ class _Fit:
                           f"{_size(memory.temp_size_in_bytes) if memory else 'unknown'}, "
                           f"{self.flops / 1e9:.4g} GFLOP a step{peak}")
             if program.notes:
-                console.print("; ".join(sorted(program.notes)), markup=False)
+                console.print("; ".join(sorted(program.notes)))
             if self.profile is not None:
                 self.profile.program = compiled.as_text() or ""
             self.signals.poll()
         distributed.barrier("main")  # Gloo waits 30 seconds for all to begin, however they compile.
-        with contextlib.closing(record.Bar(start, end)) as self.bar, (
+        with contextlib.closing(self.watcher or display.Bar(start, end)) as self.bar, (
                 contextlib.closing(self.profile) if self.profile else contextlib.nullcontext()):
             self.loop(start, carry)
-        console.print(f"finished: {self.run.folder}", markup=False)
+        console.print(f"finished: {self.run.folder}")
         self.report()
         return self.progress
 
-    def count_flops(self) -> None:
-        """Of a step, and what the devices can do: measured for a profile, else if it is known."""
-        program = self.program
-        self.flops = cost.flops(program.traced.jaxpr)
-        task = self.experiment.task
-        dtype = getattr(task, "compute_dtype", "float32")
-        if dtype == "auto":
-            dtype = fast_dtype(getattr(task, "model", None))
-        self.peak = cost.peak(program.devices.mesh.devices.flat, dtype,
-                              measure=self.profile is not None)
+    def record(self, start: int, sinks: tuple[str, ...]) -> None:
+        """Opens the log, from this step on."""
+        self.run.start(start, self.program.devices.mesh.devices.flat, sinks, self.due(start))
 
     def begin(self) -> tuple[int, Carry]:
         """(step, carry) of the newest checkpoint, or of a fresh start."""
         program, run = self.program, self.run
         self.clock.enter("restore", 0)
         for line in self.checkpoints.set_aside:
-            console.print(f"warning: {line}", markup=False)
+            console.print(f"warning: {line}")
         restored = self.checkpoints.restore(program.target)
         if restored is not None:
             carry, meta, skipped = restored
             for line in skipped:
-                console.print(f"warning: {line}", markup=False)
+                console.print(f"warning: {line}")
             self.progress = Progress(**meta["progress"])
             step = int(carry.state.step)
             if step < self.experiment.steps and not self.progress.stopped:
-                console.print(f"continuing {run.folder} from step {step:,}", markup=False)
+                console.print(f"continuing {run.folder} from step {step:,}")
             return step, carry
         self.checkpoints.check_space(program.target, self.experiment.keep + 2)
         carry = program.init(program.knobs)
         if self.experiment.init_from.path is not None:
             state, line = overlay(carry.state, self.experiment.init_from)
-            console.print(line, markup=False)
+            console.print(line)
             carry = Carry(state, carry.window)
         if hasattr(carry.state, "params"):
-            console.print(record.parameter_table(named(carry.state.params),
+            console.print(display.parameter_table(named(carry.state.params),
                                                  named(getattr(carry.state, "frozen", {}))))
         return 0, carry
 
@@ -445,7 +538,7 @@ class _Fit:
             self.checkpoints.wait()
             before = self.checkpoints.steps()
             kept = f" The newest checkpoint is of step {before[-1]:,}." if before else ""
-            raise RunError(
+            raise NotFinite(
                 f"{self.run.folder}: step {error.step:,}: {error.names} not finite.{kept} A lower "
                 "learning rate, --optimizer.clip or --nonfinite=skip may help.") from error
 
@@ -455,7 +548,8 @@ class _Fit:
         start, end, self.signals.begun = step, experiment.steps, True
         clock.arrived()  # starts now
         clock.dispatched()
-        stream, advance = ahead(program.source, program.plan(int(carry.state.seen), end - step),
+        seen = int(np.ravel(carry.state.seen)[0])  # of trials trained together the same
+        stream, advance = ahead(program.source, program.plan(seen, end - step),
                                 program.devices.rows(experiment.batch_size),
                                 self.signals.poll), program.advance
         if self.profile is not None:
@@ -518,14 +612,24 @@ class _Fit:
         run; with `carry`, one in the interval under way does too."""
         if self.pending is not None:
             (step, (steps, waited, seconds), window), self.pending = self.pending, None
-            window = finite_or_raise(jax.device_get(window))
+            window = self.checked(jax.device_get(window))
             seconds = max(seconds, self.clock.arrived())
             self.log(step, steps / seconds, waited / seconds, window)
         if carry is not None:
-            finite_or_raise(jax.device_get(carry.window))
+            self.checked(jax.device_get(carry.window))
+
+    def checked(self, window: Window) -> Window:
+        """The window, unless a step in it ended the run."""
+        return finite_or_raise(window)
 
     def log(self, step: int, rate: float, waited: float, window: Window) -> None:
         """One line of the training log."""
+        values = self.numbers(rate, waited, window)
+        self.run.log(step, values)
+        self.bar.trained(step, values)
+
+    def numbers(self, rate: float, waited: float, window: Window) -> dict[str, float]:
+        """What a log interval comes to."""
         values = {name: float(np.float64(mean.total) / np.float64(mean.count))
                   if mean.count else math.nan for name, mean in window.means.items()}
         values |= {name: float(x) for name, x in window.last.items()}
@@ -537,9 +641,7 @@ class _Fit:
         values["memory_peak"] = cost.memory_peak()
         if window.skipped:
             values["skipped"] = float(window.skipped)
-        values = {f"train/{name}": value for name, value in values.items()}
-        self.run.log(step, values)
-        self.bar.trained(step, values)
+        return {f"train/{name}": value for name, value in values.items()}
 
     def due(self, step: int) -> list[str]:
         """The evaluators to run at this step: on their schedule, and all after the last."""
@@ -550,32 +652,21 @@ class _Fit:
     def evaluate(self, step: int, carry: Carry) -> bool:
         """Runs the evaluators that are due; whether the ranked metric improved."""
         self.flush(carry)
-        improved, ranking, progress = False, self.experiment.best, self.progress
+        improved = False
         with self.clock.paused("evaluate", step):
             for name in self.due(step):
                 values = self.experiment.evals[name](self.experiment.task, carry.state, Context(
                     name=name, step=step, source=self.opened, devices=self.program.devices,
                     batch_size=self.experiment.batch_size,
-                    folder=self.run.folder if distributed.leads() else None,
-                    poll=self.poll, compiled=self.compiled))
+                    folder=self.run.folder if distributed.leads() else None, poll=self.poll,
+                    compiled=self.compiled, knobs=self.program.knobs, bound=self.program.bound))
                 values = {f"{name}/{metric}": float(x) for metric, x in values.items()}
                 values = distributed.by_leader(lambda values=values: values)
                 self.run.log(step, values)
                 self.bar.evaluated(step, values)
-                progress.results |= values
-                progress.evaluated.append(name)
-                if ranking.metric is None or ranking.metric.split("/")[0] != name:
-                    continue
-                if ranking.metric not in values:
-                    raise UserError(f"best.metric={ranking.metric}: the evaluator has no such "
-                                    f"metric.{nearest(ranking.metric, values)}")
-                if better(values[ranking.metric], progress.best, ranking.mode):
-                    progress.best, progress.best_step = values[ranking.metric], step
-                    progress.waited, improved = 0, True
-                else:
-                    progress.waited += 1
-                    progress.stopped = (ranking.patience is not None
-                                        and progress.waited >= ranking.patience)
+                self.progress.evaluated.append(name)
+                improved |= self.progress.rank(self.experiment.best, name, values, step)
+            self.progress.stopped |= self.bar.over(step)
         return improved
 
     def poll(self) -> None:
@@ -597,7 +688,7 @@ class _Fit:
     def report(self) -> None:
         """The newest numbers of every evaluator, as a table."""
         if self.progress.results:
-            console.print(record.metric_table(self.progress.results))
+            console.print(display.metric_table(self.progress.results))
         if self.progress.best is not None:
             console.print(f"best {self.experiment.best.metric} {self.progress.best:.6g} at step "
                           f"{self.progress.best_step:,}")
@@ -670,7 +761,7 @@ def evaluate(experiment: Experiment, folder: Path,
     for name, evaluator in experiment.evals.items():
         values = evaluator(experiment.task, carry["state"], Context(
             name=name, step=number, source=opened, batch_size=experiment.batch_size,
-            devices=devices))
+            devices=devices, knobs=program.knobs, bound=program.bound))
         results |= {f"{name}/{metric}": float(x) for metric, x in values.items()}
     return number, results
 

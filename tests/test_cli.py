@@ -74,7 +74,7 @@ def test_nothing_to_resume(capfd: Captured, tmp_path: Path,
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["trian"], "unknown mode 'trian'. Did you mean 'train'? The modes are train, evaluate, "
+    (["trian"], "unknown mode 'trian'. Did you mean 'train'? The modes are train, evaluate, sweep, "
      "verify-resume, show, list, launch."),
     (["--experiment=resnet_cifra"], "--experiment=resnet_cifra: no such experiment. Did you mean "
      "'resnet_cifar'?"),

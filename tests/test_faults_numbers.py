@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl import checkpoint, parallel, train
+from jaxdl import checkpoint, display, parallel, train
 from jaxdl.checkpoint import Checkpoints, committed
 from jaxdl.data.source import Arrays, permutation
 from jaxdl.errors import RunError
@@ -246,11 +246,12 @@ def ranked(values: tuple[float, ...], mode: Any, patience: int | None = None) ->
     """(best step, evaluations waited) after each evaluation, by the loop's own method."""
     loop: Any = Nothing()  # and its experiment, which it is itself
     loop.progress, loop.due = train.Progress(), lambda step: ["eval"]
+    loop.bar = display.Bar(0, len(values))
     loop.best = Best(metric="eval/score", mode=mode, patience=patience)
     found: list[Any] = []
     for step, value in enumerate(values):
         loop.evals = {"eval": lambda *args, value=value: {"score": value}}
-        improved, progress = train._Fit.evaluate(loop, step, Nothing()), loop.progress  # type: ignore
+        improved, progress = train.Fit.evaluate(loop, step, Nothing()), loop.progress  # type: ignore
         assert improved == (progress.best_step == step)
         best = None if progress.best_step is None else values[progress.best_step]
         assert repr(progress.best) == repr(best)  # as NaN is not NaN

@@ -40,7 +40,7 @@ def test_continued_at_every_step_it_is_the_same_run(tmp_path: Path,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of its checkpoints, alone in a directory, is continued to the end."""
     ends: list[tuple[dict[str, bytes], list[Any]]] = []
-    keep = train._Fit.keep
+    keep = train.Fit.keep
 
     def ended(self: Any, step: int, carry: Any) -> None:
         self.flush()
@@ -48,7 +48,7 @@ def test_continued_at_every_step_it_is_the_same_run(tmp_path: Path,
         if len(ends) == 1:
             keep(self, step, carry)
 
-    monkeypatch.setattr(train._Fit, "keep", ended)
+    monkeypatch.setattr(train.Fit, "keep", ended)
     experiment = shorter(save_every=1, keep=100, steps=40)
     opened = train.splits(experiment)
     program = train.Program(experiment, opened("train"), parallel.arrange(experiment.mesh))
@@ -62,14 +62,14 @@ def test_continued_at_every_step_it_is_the_same_run(tmp_path: Path,
         run = run_of(folder, experiment)
         checkpoints = Checkpoints(folder / "checkpoints", 100)
         with Signals() as signals:
-            train._Fit(experiment, run, program, checkpoints, opened, signals, Clock())(())
+            train.Fit(experiment, run, program, checkpoints, opened, signals, Clock())(())
             run.close()
         checkpoints.close()
 
     straight = tmp_path / "straight"
     go(straight)
     assert committed(straight / "checkpoints") == list(range(1, 41))
-    monkeypatch.setattr(train._Fit, "save", lambda self, step, carry: self.flush(carry))
+    monkeypatch.setattr(train.Fit, "save", lambda self, step, carry: self.flush(carry))
     for step in range(1, 40):
         folder = tmp_path / str(step)
         (folder / "checkpoints" / "arrays").mkdir(parents=True)

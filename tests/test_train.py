@@ -447,7 +447,7 @@ def test_a_float_asked_a_question_is_compiled_for_its_value(
     task = Asking(model=shorter().task.model)  # type: ignore[attr-defined]
     fit(tmp_path, shorter(task=task, steps=2, evals={}, best=Best(),
                           optimizer=SGD(learning_rate=Constant(peak=0.1))))
-    assert "note: a model asks a float a question" in capsys.readouterr().out
+    assert "note: task.weight is asked a question" in capsys.readouterr().out
 
 
 def test_data_that_fails_midway_is_one_line_and_loses_nothing(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ import optax
 from worker import Job
 
 
-def transformation(workload: str) -> optax.GradientTransformation:
-    """The optimizer of a workload."""
+def transformation(workload: str, rate: Any = None) -> optax.GradientTransformation:
+    """The optimizer of a workload, with another learning rate if one is given."""
     if workload.startswith("gpt"):
         return optax.adamw(1e-3, weight_decay=1e-2)
-    if workload == "lstm":
-        return optax.adam(1e-3)
-    return optax.sgd(0.01, momentum=0.9)
+    if workload.startswith("lstm"):
+        return optax.adam(1e-3 if rate is None else rate)
+    return optax.sgd(0.01 if rate is None else rate, momentum=0.9)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -177,7 +177,7 @@ def network(workload: str) -> tuple[Any, Any, Any]:
 
 
 def sweep(workload: str, mapped: bool) -> Job:
-    """Eight trials: one after another, or (mapped) in one program by vmap."""
+    """Trials: one after another, or (mapped) in one program by vmap."""
     base = workload.removesuffix("_sweep")
     trials = [network(base) for _ in range(TRIALS)]
     loss = trials[0][2]
@@ -185,7 +185,7 @@ def sweep(workload: str, mapped: bool) -> Job:
     def step(state: Any, rate: Any, x: Any, y: Any) -> Any:
         params, trace = state
         value, grads = jax.value_and_grad(lambda p: loss(p, {}, x, y)[0])(params)
-        updates, trace = optax.sgd(rate, momentum=0.9).update(grads, trace)
+        updates, trace = transformation(base, rate).update(grads, trace)
         return (optax.apply_updates(params, updates), trace), value
 
     x, y = jax.device_put(examples(workload))

@@ -1,8 +1,5 @@
 """The workloads in jaxdl: the compiled step of an experiment, called as the training loop calls it.
 
-The trials of a sweep one after another are such steps too. Stacked in one program (vmap, map) they
-are what a sweep could do: no command of jaxdl runs them yet.
-
 A step here does a little more than those of the peers: it gathers its batch from the data on the
 device, sums the metrics of the log interval and looks for values that are not finite.
 """
@@ -11,21 +8,18 @@ import argparse
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 from worker import RATES, TRIALS, Job, serve
 
 import jax  # isort: skip  # after the allocator's settings
 import jax.numpy as jnp
-import numpy as np
 from optax_step import count
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import workloads
 
 import jaxdl
-from jaxdl import parallel
-from jaxdl.tracing import tracing
+from jaxdl import config, parallel
 from jaxdl.train import Program
 
 VERSION = f"jaxdl {jaxdl.__version__}, jax {jax.__version__}"
@@ -63,44 +57,31 @@ def single(workload: str) -> Job:
 
 
 def sweep(workload: str, form: str) -> Job:
-    """Eight trials of different learning rates and seeds: the floats are arguments of the step, so
-    one compilation serves all; one after another, or all in one program by vmap or by a loop."""
-    compiled = program(workload)
-    floats, seed = compiled.knobs
-    rate = compiled._paths.index("optimizer.learning_rate.peak")
-    knobs: Any = [(floats.at[rate].set(r), seed + np.uint32(i)) for i, r in enumerate(RATES)]
-    states: Any = [compiled.init(k).state for k in knobs]
-    parameters = count(states[0].params)
-    plan, position = compiled.plan(0, workloads.STEPS), 0
-
-    def step(state: Any, knobs: Any, arrays: Any, inputs: Any) -> Any:
-        with tracing(runs=workloads.STEPS, loop=form != "sequential"):
-            state, metrics = compiled._advance(state, knobs, arrays, inputs)
-        return state, metrics["loss"].value()
-
-    def mapped(states: Any, knobs: Any, arrays: Any, inputs: Any) -> Any:
-        return jax.lax.map(lambda both: step(*both, arrays, inputs), (states, knobs))
-
-    if form == "sequential":
-        advance = jax.jit(step, donate_argnums=0)
-    else:
-        advance = jax.jit(mapped if form == "map" else jax.vmap(step, (0, 0, None, None)),
-                          donate_argnums=0)
-        knobs, states = (jax.tree.map(lambda *x: jnp.stack(x), *trees)
-                         for trees in (knobs, states))
+    """Trials of different learning rates and seeds, as the `sweep` command trains them: one after
+    another with the same compiled step, or all in one by vmap."""
+    base = workloads.EXPERIMENTS[workload]()
+    devices = parallel.arrange(base.mesh, devices=jax.devices()[:1])
+    source = base.data.open("train")
+    trials = [(config.replace(base, {"optimizer.learning_rate.peak": rate, "seed": seed}), source)
+              for seed, rate in enumerate(RATES)]
+    first = Program(*trials[0], devices, trials=trials if form == "vmap" else ())
+    programs = [first] if form == "vmap" else [first.of(*trial) for trial in trials]
+    carries = [p.init(p.knobs) for p in programs]
+    parameters = count(carries[0].state.params) // (TRIALS if form == "vmap" else 1)
+    plans, position = [p.plan(0, workloads.STEPS) for p in programs], 0
 
     def run(steps: int) -> float:
-        nonlocal states, position
-        loss: Any = None
-        for _ in range(steps):
-            inputs, position = plan[position], position + 1
-            if form == "sequential":
-                for i in range(TRIALS):
-                    states[i], loss = advance(states[i], knobs[i], compiled.arrays, inputs)
-            else:
-                states, loss = advance(states, knobs, compiled.arrays, inputs)
-        jax.block_until_ready(states)
-        return float(jnp.mean(loss))
+        nonlocal position
+        for i, (compiled, plan) in enumerate(zip(programs, plans, strict=True)):
+            at, end = position, position + steps
+            while at < end:
+                several = min(compiled.fused, end - at)
+                carries[i] = compiled.advance(carries[i], [plan[at + k] for k in range(several)])
+                at += several
+        position += steps
+        jax.block_until_ready(carries)
+        loss = carries[0].window.means["loss"]
+        return float(jnp.mean(loss.total / loss.count))
 
     return Job(lambda: parameters, run, kind(), VERSION)
 
@@ -108,7 +89,7 @@ def sweep(workload: str, form: str) -> Job:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("workload")
-    parser.add_argument("--form", default="sequential", choices=("sequential", "vmap", "map"))
+    parser.add_argument("--form", default="sequential", choices=("sequential", "vmap"))
     flags = parser.parse_args()
     serve(lambda: sweep(flags.workload, flags.form) if flags.workload.endswith("_sweep")
           else single(flags.workload))

@@ -105,7 +105,7 @@ def network(workload: str) -> nn.Module:
         return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, 10))
     if workload.startswith("gpt"):
         return GPT(**text(workload))
-    if workload == "lstm":
+    if workload.startswith("lstm"):
         return CharRNN(**LSTM)
     if workload.startswith("mlp"):
         parts = []
@@ -121,7 +121,7 @@ def network(workload: str) -> nn.Module:
 def optimizer(workload: str, params: Any, rate: float = 0.01) -> torch.optim.Optimizer:
     if workload.startswith("gpt"):
         return torch.optim.AdamW(params, 1e-3, weight_decay=1e-2)
-    if workload == "lstm":
+    if workload.startswith("lstm"):
         return torch.optim.Adam(params, 1e-3)
     return torch.optim.SGD(params, rate, momentum=0.9)
 
@@ -177,7 +177,7 @@ def build(workload: str, compiled: bool) -> Job:
         return float(loss)
 
     parameters = sum(p.numel() for p in nets[0].parameters())
-    if workload == "lstm":
+    if workload.startswith("lstm"):
         parameters -= 4 * LSTM["width"]  # the second bias vector
     return Job(lambda: parameters, run, KIND, f"torch {torch.__version__}")
 

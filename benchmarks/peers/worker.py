@@ -23,7 +23,7 @@ if os.environ.get(ALLOCATOR) == "tuned":
 
 import numpy as np  # noqa: E402
 
-BATCH, CLASSES = 128, 10
+BATCH, CLASSES = int(os.environ.get("BENCHMARK_BATCH", "128")), 10
 RESNETS = {  # channels of the stem, then (channels, blocks, stride) of each stage
     "resnet18": (64, ((64, 2, 1), (128, 2, 2), (256, 2, 2), (512, 2, 2))),
     "resnet20": (16, ((16, 3, 1), (32, 3, 2), (64, 3, 2)))}
@@ -33,7 +33,7 @@ GPT = {"layers": 6, "width": 384, "heads": 6, "block": 256, "batch": 12}
 LSTM = {"width": 256, "embedding": 64, "block": 128, "batch": 64}
 CNN = (3, 16, 32, 64)  # channels of the small CNN: 3 x 3 convolutions of stride 2
 PRODUCTS = (3072, 384, 1536)  # rows, inputs and outputs of a dense layer of the GPT
-TRIALS = 8
+TRIALS = int(os.environ.get("BENCHMARK_TRIALS", "8"))
 RATES = tuple(float(x) for x in np.linspace(0.001, 0.1, TRIALS))  # learning rates of a sweep
 
 

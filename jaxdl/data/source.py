@@ -4,7 +4,8 @@ A position counts examples from the start of training. The order within an epoch
 that depends on (seed, epoch) alone, so any position is found at once; resuming replays nothing.
 """
 
-import functools
+import collections
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import numpy as np
 from jaxdl.errors import UserError, told
 
 Array = jax.Array
+KEPT = 16 << 20  # bytes of orders that are kept: those of many seeds, where trials have their own
 Batch = dict[str, Any]  # "image", "label", ...; always "index" (example ids) and "mask", both [B]
 Transform = Callable[[Batch, Array], Batch]  # (batch, one key for each example) -> batch
 
@@ -82,16 +84,28 @@ class StandIn:
     steps: int
 
 
-@functools.lru_cache(maxsize=4)
+_orders: collections.OrderedDict[tuple[int, int, int], np.ndarray] = collections.OrderedDict()
+_ordering = threading.Lock()
+
+
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    """A random order of `size` examples: [size] int32.
+    """A random order of `size` examples: [size] int32. The last few are kept.
 
     It sorts the raw output of Philox, which NumPy promises not to change (unlike that of
     `Generator.permutation`), so a run continues in the same order under a later NumPy.
     """
+    key = seed, epoch, size
+    with _ordering:
+        if (kept := _orders.get(key)) is not None:
+            _orders.move_to_end(key)
+            return kept
     raw = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(size)
     order = np.argsort(raw, kind="stable").astype(np.int32)
     order.flags.writeable = False
+    with _ordering:
+        _orders[key] = order
+        while len(_orders) > 4 and sum(x.nbytes for x in _orders.values()) > KEPT:
+            _orders.popitem(last=False)
     return order
 
 

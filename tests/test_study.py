@@ -1,0 +1,369 @@
+"""The `sweep` command: what is declared, what is refused, what comes of it."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxdl import cli, study, workers
+from jaxdl.checkpoint import committed
+from jaxdl.ledger import Entry, Ledger
+from tests.test_cli import error
+from tests.test_together import logged
+
+ROOT = Path(__file__).parent.parent
+PLAIN = """
+from tests.tiny import plain, shorter
+from jaxdl.sweep import *
+
+def config():
+    from jaxdl.evaluate import Evaluate
+    from jaxdl.experiment import Best
+    return plain(evals={"test": Evaluate(every=2)}, best=Best(metric="test/accuracy"), steps=8)
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "own.py"
+    path.write_text(PLAIN + '''
+def sweep():
+    return grid(**{"optimizer.learning_rate.peak": (0.01, 0.1), "seed": range(2)})
+''')
+    return path
+
+
+def run(file: Path, *arguments: str, executor: str = "sequential") -> tuple[int, Path]:
+    folder = file.parent / "sweep"
+    return cli.main(["sweep", f"--experiment={file}", f"--workdir={folder}",
+                     f"--executor={executor}", *arguments]), folder
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_sweep_of_a_file(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, folder = run(file)
+    said = capsys.readouterr().out
+    assert status == 0
+    found = rows(folder)
+    assert len(found) == 4 and {row["state"] for row in found} == {"done"}
+    values = [float(row["value"]) for row in found]
+    assert values == sorted(values, reverse=True)
+    assert [row["trial"] for row in found[:1]] == [os.readlink(folder / "best")[-1:]]
+    for row in found:
+        trial = folder / "trials" / f"{int(row['trial']):04d}"
+        assert committed(trial / "checkpoints") and not (trial / "checkpoints/quarantine").exists()
+        best = max(line["test/accuracy"] for line in logged(trial) if "test/accuracy" in line)
+        assert best == float(row["value"])
+        assert (trial / "overrides.txt").read_text() == (
+            f"optimizer.learning_rate.peak={float(row['optimizer.learning_rate.peak'])}\n"
+            f"seed={row['seed']}\n")
+    assert "peak  test/accuracy, mean" in " ".join(said.split()).replace("peak test", "peak  test")
+    assert f"--experiment={folder / 'best'} uses it" in said and "4 done in" in said
+
+    assert cli.main(["evaluate", f"--experiment={folder / 'best'}", "--step=best"]) == 0
+    assert f"{values[0]:.6g}" in capsys.readouterr().out
+    # The same command has nothing to do; a longer list adds trials.
+    before = {p: p.stat().st_mtime_ns for p in (folder / "trials").rglob("*")}
+    assert run(file)[0] == 0
+    assert {p: p.stat().st_mtime_ns for p in (folder / "trials").rglob("*")} == before
+    assert "4 of them have ended" in capsys.readouterr().out
+    file.write_text(PLAIN + '''
+def sweep():
+    return grid(**{"optimizer.learning_rate.peak": (0.01, 0.1, 0.2), "seed": range(2)})
+''')
+    assert run(file, "--accept_changes")[0] == 0 and len(rows(folder)) == 6
+
+
+def test_trials_are_the_same_however_they_are_trained(file: Path) -> None:
+    found = {}
+    for executor in ("sequential", "vmap", "auto", "processes"):
+        status, folder = run(file, "--workers=2", executor=executor)
+        assert status == 0
+        found[executor] = [
+            [(line["step"], round(line["test/loss"], 4)) for line in logged(place)
+             if "test/loss" in line] for place in sorted((folder / "trials").iterdir())]
+        shutil.rmtree(folder)
+    assert len(found["vmap"][0]) == 4
+    assert all(each == found["sequential"] for each in found.values())
+
+
+@pytest.mark.parametrize(("body", "arguments", "message"), [
+    (None, [], "own has no sweep(); --over PATH=VALUE,VALUE declares one."),
+    ("return []", [], "the sweep is empty: it has no trials."),
+    ("return 3", [], "sweep() returned a int: expected a list of trials, as grid() returns it."),
+    ("return [3]", [], "trial 0 is a int: expected a mapping from paths to values."),
+    ("return [{'steps': 4}, {'steps': 4}]", [], "trials 0 and 1 are the same: steps=4."),
+    ("return [{'optimizer.learning_rat.peak': 4}]", [],
+     "trial 0: optimizer.learning_rat.peak: Experiment has no such field. Did you mean "
+     "'optimizer.learning_rate.peak'?"),
+    ("return [{'steps': 2.5}]", [], "trial 0: steps=2.5: expected int, at least 1."),
+    ("return [{'optimizer.learning_rate.peak': 'x'}]", [],
+     "trial 0: optimizer.learning_rate.peak='x': expected float, at least 0."),
+    ("return [{'optimizer': 1.0}]", [],
+     "trial 0: optimizer=1.0: expected Optimizer or Mapping."),
+    ("return [{'data': config()}]", [], None),
+    ("return [{'task.model': config().data}]", [], None),
+    ("return [{'optimizer.learning_rate': 0.1}]", [], None),
+    ("return [{'optimizer': config().optimizer, 'optimizer.clip': 1.0}]", [],
+     "trial 0: optimizer.clip is a part of optimizer, which the trial sets, too."),
+    ("return undefined", [], "own.py:11: name 'undefined' is not defined"),
+    ("return Sweep(trials=grid(seed=[1]), prune='asha', metric='tst/accuracy')", [],
+     "the metric tst/accuracy: expected EVALUATOR/METRIC, with one of evals: test. Did you mean "
+     "'test'?"),
+    ("return optuna_(3, **{'steps': uniform(1, 2)})", [],
+     "the space of optuna_(): steps=1.0: expected int, at least 1."),
+    ("return optuna_(3, **{'seed': integers(1, 2)})", ["--seeds=3"],
+     "--seeds: repeats the trials of a list, and Optuna chooses these."),
+    ("return grid(seed=[1])", ["--seeds=3"], "repeat: the trials vary the seed already."),
+    ("return grid(seed=[1])", ["--executor=vmpa"],
+     "--executor=vmpa: expected 'auto' or 'vmap' or 'sequential' or 'processes' or 'ray' or "
+     "'slurm'."),
+    ("return []", ["--over=seed"], "--over seed: expected PATH=VALUE,VALUE."),
+    ("return []", ["--over=sed=1,2"], "--over sed=1,2: --sed: no such field. Did you mean --seed?"),
+    ("return []", ["--over=steps=1,x"], "--over steps=1,x: --steps=x: expected int, at least 1."),
+    ("return []", ["--over=seed=3:3"], "--over seed=3:3: the range is empty."),
+    ("return []", ["--over=workers=1,2"],
+     "--over workers=1,2: workers is an option, not a leaf of the experiment."),
+    ("return []", ["--over=seed=1,1"], "trials 0 and 1 are the same: seed=1."),
+])
+def test_what_is_no_sweep_is_one_line(file: Path, capfd: pytest.CaptureFixture[str],
+                                      body: str | None, arguments: list[str],
+                                      message: str | None) -> None:
+    file.write_text(PLAIN + ("" if body is None else f"\ndef sweep():\n    {body}\n"))
+    folder = file.parent / "sweep"
+    said = error(capfd, "sweep", f"--experiment={file}", f"--workdir={folder}", *arguments)
+    assert message is None or said.endswith(message), said
+    assert not (folder / "trials").exists()
+
+
+def test_values_are_typed_as_their_leaves(file: Path) -> None:
+    module = study.files.load(file)
+    experiment = study.files.build(module)
+    checked = study.checked(experiment, {"optimizer.learning_rate.peak": 1, "task.model.widths":
+                                         [3, 4], "optimizer.clip": None, "seed": 4}, "trial 0")
+    assert checked == {"optimizer.learning_rate.peak": 1.0, "task.model.widths": (3, 4),
+                       "optimizer.clip": None, "seed": 4}
+    assert type(checked["optimizer.learning_rate.peak"]) is float and type(checked["seed"]) is int
+    assert study.checked(experiment, {"optimizer": experiment.optimizer}, "")  # a whole sub-tree
+    assert study.short_names(["a.b.c", "d.b.c", "a.x"]) == {
+        "a.b.c": "a.b.c", "d.b.c": "d.b.c", "a.x": "x"}
+
+
+def test_over_the_command_line(file: Path) -> None:
+    status, folder = run(file, "--over", "task.model.widths=(4,),(4,4)", "--over=seed=0:4:2",
+                         "--steps=2")
+    assert status == 0
+    book = Ledger(folder / "ledger.sqlite")
+    assert [e.overrides for e in book.trials()] == [
+        {"task.model.widths": [4], "seed": 0}, {"task.model.widths": [4], "seed": 2},
+        {"task.model.widths": [4, 4], "seed": 0}, {"task.model.widths": [4, 4], "seed": 2}]
+
+
+def test_a_trial_that_cannot_be_trained_fails_alone(file: Path,
+                                                    capfd: pytest.CaptureFixture[str]) -> None:
+    for executor in ("sequential", "vmap"):
+        status, folder = run(file, "--over=batch_size=128,100,64", "--mesh.data=8",
+                             executor=executor)
+        assert status == 0
+        states = {row["batch_size"]: (row["state"], row["reason"]) for row in rows(folder)}
+        assert states["128"] == states["64"] == ("done", "")
+        assert states["100"][0] == "failed"
+        assert states["100"][1].startswith("batch_size=100 is not divisible by mesh.data=8")
+        shutil.rmtree(folder)
+    status, folder = run(file, "--over=optimizer.weight_decay=1e38,2e38", "--steps=8")
+    assert status == 1  # all of them
+    assert all("not finite" in row["reason"] for row in rows(folder))
+    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+def test_a_sweep_of_something_else_is_refused(file: Path,
+                                              capfd: pytest.CaptureFixture[str]) -> None:
+    _, folder = run(file, "--over=seed=0:2", "--steps=2")
+    capfd.readouterr()
+    command = ["sweep", f"--experiment={file}", f"--workdir={folder}"]
+    assert "holds another sweep: its trial 1 (seed=1) is not declared now." in error(
+        capfd, *command, "--over=seed=0:1", "--steps=2")
+    assert "holds a sweep of another experiment (steps: 2 then, 4 now)" in error(
+        capfd, *command, "--over=seed=0:2", "--steps=4")
+    (file.parent / "other").mkdir()
+    (file.parent / "other" / "x").touch()
+    assert error(capfd, *command[:2], f"--workdir={file.parent / 'other'}", "--over=seed=0:2"
+                 ).endswith("is not empty and not a sweep.")
+    lock = study.Lock(folder)
+    assert f"{folder} is in use by process {os.getpid()}" in error(
+        capfd, *command, "--over=seed=0:2", "--steps=2")
+    lock.release()
+
+
+@pytest.mark.parametrize("executor", ["sequential", "vmap", "processes"])
+def test_a_killed_sweep_goes_on(file: Path, executor: str) -> None:
+    """SIGKILL as soon as the first trial is on disk, or the first checkpoint of all."""
+    straight = file.parent / "straight"
+    options = ["--steps=400", "--save_every=20", "--evals.test.every=100", "--log_every=20"]
+    assert run(file, *options, executor=executor)[0] == 0
+    (file.parent / "sweep").rename(straight)
+    folder = file.parent / "sweep"
+    command = [sys.executable, str(ROOT / "launch.py"), "sweep", f"--experiment={file}",
+               f"--workdir={folder}", f"--executor={executor}", "--workers=2", *options]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not list(folder.glob("*/*/checkpoints/*.json")):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [e.state for e in Ledger(folder / "ledger.sqlite").trials()] == ["done"] * 4
+    for number in range(4):
+        name = f"trials/{number:04d}"
+        assert logged(folder / name) == logged(straight / name)
+        assert committed(folder / name / "checkpoints")[-1] == 400
+
+
+def test_a_signal_saves_and_the_same_command_goes_on(file: Path) -> None:
+    folder = file.parent / "sweep"
+    command = [sys.executable, str(ROOT / "launch.py"), "sweep", f"--experiment={file}",
+               f"--workdir={folder}", "--executor=processes", "--workers=2", "--steps=200000",
+               "--save_every=100000"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and sum(
+            path.stat().st_size > 0 for path in folder.glob("trials/*/metrics.jsonl")) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert (process.returncode, said) == (
+        75, f"SIGTERM: saved; continue with --workdir={folder}\n")
+    assert len([p for p in folder.glob("trials/*/checkpoints") if committed(p)]) == 2
+    assert {e.state for e in Ledger(folder / "ledger.sqlite").trials()} == {"pending"}
+
+
+def test_a_worker_that_is_killed_begins_again_a_few_times(file: Path) -> None:
+    file.write_text(PLAIN.replace("def config():", '''
+import os
+from dataclasses import dataclass
+from jaxdl.data.digits import Digits
+
+@dataclass(frozen=True, kw_only=True)
+class Killing(Digits):
+    kill: bool = False
+
+    def open(self, split):
+        if self.kill and split == "train":
+            os.kill(os.getpid(), 9)
+        return super().open(split)
+
+def config():''').replace("plain(", "plain(data=Killing(size=8, channels=1), "))
+    status, folder = run(file, "--over=data.kill=False,True", "--workers=1", "--retries=1",
+                         executor="processes")
+    # The one that leads opens the data of no trial before it is trained.
+    assert status == 0
+    good, bad = sorted(rows(folder), key=lambda row: row["trial"])
+    assert good["state"] == "done" and bad["state"] == "failed"
+    assert bad["reason"] == "its process was killed by SIGKILL (out of memory?)"
+    assert [e.attempts for e in Ledger(folder / "ledger.sqlite").trials()] == [0, 2]
+
+
+class Fixed(study.Study):
+    """A study of given results."""
+
+    def __init__(self, history: dict[int, dict[int, float]], mode: str, **changes: Any) -> None:
+        self.history, self.mode = history, mode
+        self.sweep = study.Sweep(**changes)
+        self.base = type("Base", (), {"steps": 100})()  # type: ignore[assignment]
+
+
+def test_asha_keeps_the_best_at_each_rung() -> None:
+    values = {n: {10: float(n)} for n in range(8)}
+    fixed = Fixed(values, "max", prune="asha", rung=10, factor=4)
+    assert [bool(fixed.prunes(n, 10)) for n in range(8)] == [True] * 6 + [False] * 2
+    assert fixed.prunes(0, 10) == "asha: not among the best 2 of 8 at the rung of step 10"
+    assert Fixed(values, "min", prune="asha", factor=4).prunes(0, 10) == ""
+    values[7] |= {20: -5., 40: 3.}
+    values[6] |= {20: 9., 40: 4.}
+    assert fixed.prunes(7, 20) == ""  # between two rungs
+    assert fixed.prunes(7, 40) and not fixed.prunes(6, 40)
+    values[6][100] = 0.
+    assert fixed.prunes(6, 100) == ""  # the end is no rung
+
+
+def test_median_ends_those_below_the_middle() -> None:
+    values = {n: {10: float(n), 20: float(n)} for n in range(5)}
+    fixed = Fixed(values, "max", prune="median", rung=20)
+    assert fixed.prunes(0, 10) == ""
+    assert fixed.prunes(0, 20) == "median: 2.5 of 4 others at step 20"
+    assert fixed.prunes(4, 20) == "" and fixed.prunes(2, 20) == ""
+    values[0][10] = 9.  # its best so far
+    assert fixed.prunes(0, 20) == ""
+
+
+@pytest.mark.parametrize("executor", ["sequential", "vmap"])
+def test_what_falls_behind_is_pruned_and_can_be_used(file: Path, executor: str) -> None:
+    status, folder = run(
+        file, "--over=optimizer.learning_rate.peak=0.3,0.2,0.1,0.01,1e-3,1e-4,1e-5,1e-6",
+        "--prune=asha", "--rung=2", "--steps=8", executor=executor)
+    assert status == 0
+    found = {int(row["trial"]): row for row in rows(folder)}
+    states = [found[i]["state"] for i in range(8)]
+    assert states.count("pruned") >= 3 and states.count("done") >= 1
+    number = states.index("pruned")
+    assert "not among the best" in found[number]["reason"]
+    assert committed(folder / f"trials/{number:04d}/checkpoints")[-1] < 8
+
+
+def test_optuna_goes_on_with_the_same_choices(file: Path) -> None:
+    pytest.importorskip("optuna", reason="pip install 'jaxdl[sweep]'")
+    file.write_text(PLAIN + '''
+def sweep():
+    return optuna_(14, **{"optimizer.learning_rate.peak": log_uniform(1e-4, 1),
+                          "task.model.widths": choice((), (8,)), "seed": integers(0, 3)})
+''')
+    status, folder = run(file, "--steps=2")
+    assert status == 0
+    chosen = [e.overrides for e in Ledger(folder / "ledger.sqlite").trials()]
+    assert len(chosen) == 14 and len({json.dumps(c) for c in chosen}) == 14
+    assert {tuple(c["task.model.widths"]) for c in chosen} == {(), (8,)}
+    # As if it had been killed in the midst.
+    with sqlite3.connect(folder / "ledger.sqlite") as book:
+        book.execute("DELETE FROM trial WHERE number >= 11")
+    for number in range(11, 14):
+        shutil.rmtree(folder / f"trials/{number:04d}")
+    assert run(file, "--steps=2")[0] == 0
+    assert [e.overrides for e in Ledger(folder / "ledger.sqlite").trials()] == chosen
+
+
+def test_clusters_say_what_they_need(file: Path, capfd: pytest.CaptureFixture[str],
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    for executor, extra in (("ray", "ray"), ("slurm", "slurm")):
+        said = error(capfd, "sweep", f"--experiment={file}", f"--executor={executor}",
+                     f"--workdir={file.parent / 'runs' / executor}")
+        assert f"--executor={executor} needs " in said and f"jaxdl[{extra}]" in said
+
+
+@pytest.mark.parametrize(("executor", "options"), [
+    ("ray", []), ("slurm", ["--slurm=cluster=local"]), ("slurm", ["--slurm=cluster=debug"])])
+def test_clusters_train_the_same_trials(file: Path, executor: str, options: list[str]) -> None:
+    pytest.importorskip("ray" if executor == "ray" else "submitit",
+                        reason=f"pip install 'jaxdl[{executor}]'")
+    assert run(file)[0] == 0
+    (file.parent / "sweep").rename(file.parent / "straight")
+    status, folder = run(file, "--workers=2", *options, executor=executor)
+    assert status == 0
+    for number in range(4):
+        name = f"trials/{number:04d}"
+        assert logged(folder / name) == logged(file.parent / "straight" / name)
+    assert isinstance(Entry(0, {}), Entry) and workers.PRUNE
