@@ -23,7 +23,7 @@ BEST, GOOD, BAD = "#d9480f", (28, 95, 168), (200, 210, 222)
 DRAWN = 200         # trials whose curves are drawn
 POINTS = 200        # of a curve
 BUDGET = 300_000    # points of all curves
-TREES, REPEATS = 100, 10
+TREES, REPEATS = 100, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,8 @@ class PageTrial:
 
 def finite(value: Any) -> float | None:
     """A number as a float; None if it is none, or not finite."""
+    if type(value) is float:  # most are
+        return value if math.isfinite(value) else None
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         return None
     try:
@@ -118,15 +120,19 @@ def escaped(value: Any) -> str:
 def as_json(value: Any) -> str:
     """JSON that can stand inside a script: numbers to six digits, null for those not finite."""
     def plain(value: Any) -> Any:
+        if type(value) is int and abs(value) < 2 ** 53:
+            return value
         if isinstance(value, dict):
             return {str(k): plain(v) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return [plain(v) for v in value]
-        if value is None or isinstance(value, str | bool):
+        if value is None or isinstance(value, bool):
             return value
+        if isinstance(value, str):
+            return value.encode(errors="backslashreplace").decode()
         number = finite(value)
-        if number is None or (isinstance(value, int) and abs(value) < 2 ** 53):
-            return None if number is None else value
+        if number is None or (number.is_integer() and abs(number) < 2 ** 53):
+            return None if number is None else int(number)
         return float(f"{number:.6g}")
 
     escapes = {ord(c): f"\\u{ord(c):04x}" for c in "<>&"}
@@ -150,7 +156,7 @@ class Axis:
         return [low - margin, high + margin]
 
 
-MISSING = type("Missing", (), {"__str__": lambda self: "–"})()
+MISSING = type("Missing", (), {"__str__": lambda self: "-"})()
 
 
 def axis(values: Sequence[Any], log: bool | None = None) -> Axis:
@@ -176,15 +182,15 @@ def axis(values: Sequence[Any], log: bool | None = None) -> Axis:
         found = positive
     others = {key(v): v for v, x in zip(values, floats, strict=True) if x is None}
     scale = math.log10 if log else float
-    span = scale(found[-1]) - scale(found[0]) if found else 0.
-    if len(found) < 2 or not math.isfinite(span) or len(others) > 6:
+    low, high = (scale(found[0]), scale(found[-1])) if found else (0., 0.)
+    span = high - low
+    if not max(1e-9 * high, -1e-9 * low, 1e-300) < span < math.inf or len(others) > 6:
         kinds = {key(v): v for v in values}
         order = sorted(kinds, key=lambda k: (k[0], k[1] if finite(k[1]) is not None else math.inf,
                                              text(kinds[k])))
         place = {k: float(i) for i, k in enumerate(order)}
         ticks = [(place[k], clipped(text(kinds[k]), 24)) for k in order]
         return Axis([place[key(v)] for v in values], ticks[::-(-len(ticks) // 20)])
-    low, high = scale(found[0]), scale(found[-1])
     place, ticks = {}, []
     for x in found if len(found) <= 8 else round_numbers(found[0], found[-1], log):
         if not ticks or scale(x) - ticks[-1][0] > 0.07 * span:
@@ -204,10 +210,10 @@ def round_numbers(low: float, high: float, log: bool) -> list[float]:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
         every = -(-(last - first) // 6)
         digits = (1, 2, 5) if last - first <= 3 else (1,)
-        ticks = [d * 10. ** e for e in range(first, last + 1, every) for d in digits]
+        ticks = [d * float(f"1e{e}") for e in range(first, last + 1, every) for d in digits]
     else:
-        unit = 10. ** math.floor(math.log10((high - low) / 3))
-        unit *= max(m for m in (1, 2, 2.5, 5) if m * unit <= (high - low) / 3)
+        unit = 10. ** math.floor(math.log10((high - low) / 4))
+        unit *= max(m for m in (1, 2, 2.5, 5) if m * unit <= (high - low) / 4)
         ticks = [float(f"{unit * i:.12g}")
                  for i in range(math.floor(low / unit), math.ceil(high / unit) + 1)]
     return [x for x in ticks if low <= x * (1 + 1e-9) and x <= high * (1 + 1e-9)]
@@ -282,7 +288,7 @@ def _forest(trials: Sequence[PageTrial], seed: int) -> tuple[dict[str, float], f
     """(importances, R² on the trials that a tree has not seen)."""
     done = finished(trials)
     paths = [p for p in varying(done) if p != "seed"]
-    ranks = np.unique([finite(t.value) for t in done], return_inverse=True)[1]
+    ranks = np.unique(np.array([finite(t.value) for t in done], float), return_inverse=True)[1]
     if len(done) < 5 or not paths or ranks.max() == 0:
         return {}, 0.
     from sklearn.ensemble import RandomForestRegressor
@@ -291,9 +297,9 @@ def _forest(trials: Sequence[PageTrial], seed: int) -> tuple[dict[str, float], f
     inputs = np.stack([np.unique(axis([override(t, p) for t in done]).at, return_inverse=True)[1]
                        for p in paths], axis=1)
     forest = RandomForestRegressor(TREES, oob_score=True, random_state=seed).fit(inputs, ranks)
-    drops = permutation_importance(forest, inputs, ranks, n_repeats=REPEATS,
-                                   random_state=seed)["importances_mean"]
-    shares = np.maximum(drops, 0)
+    drops: Any = permutation_importance(forest, inputs, ranks, n_repeats=REPEATS,
+                                        random_state=seed)
+    shares = np.maximum(drops["importances_mean"], 0)
     if shares.sum() == 0:
         return {}, 0.
     shares = shares / shares.sum()
@@ -394,7 +400,7 @@ class Page:
                          f"<code>{escaped(self.label(c.trials[0], seed=False))}</code>")
         return f'<p class="summary">{"; ".join(parts)}</p>'
 
-    def table(self) -> str:
+    def ranking(self) -> str:
         if not self.trials:
             return ""
         paths = self.paths or (list(self.trials[0].overrides) if len(self.trials) == 1 else [])
@@ -413,7 +419,7 @@ class Page:
                            text(override(t, p))) for p in paths]
             value = finite(t.value)
             newest = "\n".join(f"{k}: {text(v)}" for k, v in t.results.items())
-            cells += [cell(value, "–" if t.value is None else text(t.value) if value is None
+            cells += [cell(value, "-" if t.value is None else text(t.value) if value is None
                            else f"{value:#.4g}".rstrip("."), newest),
                       cell(finite(t.step), f"{t.step:,}"),
                       cell(list(STATES).index(t.state) if t.state in STATES else -1, t.state,
@@ -423,8 +429,7 @@ class Page:
         same = [f"{self.names[p]} = {clipped(text(override(self.trials[0], p)), 60)}"
                 for p in self.names if p not in paths]
         note = f"<p class=note>In all trials: {escaped(', '.join(same))}.</p>" if same else ""
-        return (f"<section><h2>Trials <small>{len(self.trials):,}, best first</small></h2><div class=scroll><table><thead><tr>{head}</tr></thead>"
-                f"<tbody>{''.join(rows)}</tbody></table></div>{note}</section>")
+        return section("Trials", f"{table(head, rows)}{note}", f"{len(self.trials):,}, best first")
 
     def seeds(self) -> str:
         """The table of configurations, with what they reach on average over their seeds."""
@@ -440,10 +445,9 @@ class Page:
                       cell(None, clipped(", ".join(str(t.number) for t in c.trials), 60))]
             rows.append(f"<tr{' class=best' if c is self.groups[0] and c.n else ''}>"
                         f"{''.join(cells)}</tr>")
-        return ("<section><h2>Over seeds</h2><div class=scroll><table><thead><tr>"
-                + "".join(f"<th>{escaped(name)}</th>" for name in head)
-                + f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div><p class=note>Mean and "
-                  "sample standard deviation over the n trials that are done.</p></section>")
+        return section("Over seeds", table("".join(f"<th>{escaped(h)}</th>" for h in head), rows)
+                       + "<p class=note>Mean and sample standard deviation over the n trials "
+                         "that are done.</p>")
 
     def parallel(self) -> str:
         """The parallel coordinates of leaves and metric."""
@@ -454,7 +458,9 @@ class Page:
         axes.append((self.metric, axis([t.value for t in shown], self.log)))
         at = axes[-1][1].at
         worst, best = (min(at), max(at)) if self.mode == "max" else (max(at), min(at))
-        low, high = sorted((float(np.percentile(at, 10)) if len(at) > 20 else worst, best))
+        share = max(10., 100 - 10_000 / len(at))
+        ranks = float(np.percentile(at, share if self.mode == "max" else 100 - share))
+        low, high = sorted((worst if len(at) < 20 else ranks, best))
         line = {"color": at, "cmin": low, "cmax": high if high > low else low + 1,
                 "reversescale": self.mode != "max", "colorscale": [
                     [0, shade(2, 3)], [0.99, shade(1, 3)], [0.995, BEST], [1, BEST]]}
@@ -465,8 +471,8 @@ class Page:
                                 "ticktext": ["", *(clipped(name, 16) for _, name in a.ticks), ""]}
                                for name, a in axes]}
         left = len(self.trials) - len(shown)
-        caption = ("The best is orange; the darker another line, the better. Drag along an axis to "
-                   "pick trials, and its name to move it."
+        caption = ("The best are orange; the darker another line, the better. Drag along an axis "
+                   "to pick trials, and its name to move it."
                    f"{f' Left out, without a value: {left:,}.' if left else ''}")
         return section("Parallel coordinates", self.chart(
             [data], layout(margin={"l": 90, "r": 90, "t": 75 if len(axes) > 7 else 45, "b": 20}),
@@ -478,7 +484,7 @@ class Page:
             return ""
         shown = self.valued[::-1]
         place = {id(t): i for i, t in enumerate(self.trials)}
-        height = axis([t.value for t in shown], self.log).range
+        values = axis([t.value for t in shown], self.log)
         found = []
         for path in self.paths:
             a = axis([override(t, path) for t in shown])
@@ -489,8 +495,8 @@ class Page:
             data = {"type": "scatter", "mode": "markers", "hoverinfo": "text",
                     "x": [x + (apart * ((i * 0.618) % 1 - 0.5) if many else 0.)
                           for i, x in enumerate(a.at)],
-                    "y": [t.value for t in shown], "customdata": [place[id(t)] for t in shown],
-                    "cliponaxis": False, "marker": {
+                    "y": values.at, "customdata": [place[id(t)] for t in shown],
+                    "cliponaxis": False, "marker": {"line": {"width": 0},
                                "size": [11 if t is self.best else 8 if len(shown) < 200 else 5
                                         for t in shown], "opacity": 0.8,
                                "color": [BEST if t is self.best else shade(1, 3) for t in shown],
@@ -504,11 +510,12 @@ class Page:
                 xaxis={"title": {"text": chart_text(self.names[path], 40)}, "range": a.range,
                        "tickvals": [at for at, _ in a.ticks], "ticktext": [*map(chart_text, names)],
                        "tickangle": -35 if tight else 0},
-                yaxis={"title": {"text": chart_text(self.metric, 30)}, "range": height,
-                       "type": "log" if self.log else "linear"}), 290))
+                yaxis={"title": {"text": chart_text(self.metric, 30)}, "range": values.range,
+                       "tickvals": [at for at, _ in values.ticks],
+                       "ticktext": [chart_text(name) for _, name in values.ticks]}), 290))
         return section(f"{self.metric} by leaf", f"<div class=grid>{''.join(found)}</div>"
-                       "<p class=note>The best trial is orange; open circles are of trials that are "
-                       "not done. Points of one value are spread a little where there are many.</p>")
+                       "<p class=note>The best trial is orange; open circles are trials that are "
+                       "not done. Many points of one value are spread a little.</p>")
 
     def curves(self) -> str:
         """The learning curves, of each metric."""
@@ -540,9 +547,9 @@ class Page:
                           "visible": not groups, "legendrank": rank})
         buttons = []
         for name in names:
-            log = spread([y for t in drawn for _, y in t.curves.get(name, ())])
-            xy = [xy for c in reversed(groups) for xy in band(c, name, points, log)]
-            xy += [thinned(t.curves.get(name, ()), points) for t in reversed(drawn)]
+            single = [thinned(t.curves.get(name, ()), points) for t in reversed(drawn)]
+            log = spread([y for _, ys in single for y in ys])
+            xy = [xy for c in reversed(groups) for xy in band(c, name, points, log)] + single
             buttons.append({"method": "update", "label": chart_text(name), "args": [
                 {"x": [x for x, _ in xy], "y": [y for _, y in xy]},
                 {"yaxis.title.text": chart_text(name), "yaxis.type": "log" if log else "linear",
@@ -579,13 +586,13 @@ class Page:
         done = len(finished(self.trials))
         if not shares:
             return "" if not self.trials else section(
-                "Importance of the leaves", f"<p class=note>Not computed: {done} trials are done, and"
-                " it takes five with different values, and a leaf besides the seed that matters."
-                "</p>")
+                "Importance of the leaves", "<p class=note>Not computed. It takes five trials that "
+                f"are done (now: {done:,}), different values, and a leaf besides the seed that "
+                "matters.</p>")
         caption = (f"Permutation importance in a random forest ({TREES} trees, scikit-learn) that "
-                   f"was fitted to the ranks of the {done:,} done trials by {self.metric}: how much "
-                   f"of R² is lost when a leaf's values are shuffled, mean of {REPEATS} times, "
-                   "negative values taken as 0, as shares of their sum. The seed is left out. On "
+                   f"was fitted to the ranks of the {done:,} done trials by {self.metric}: how "
+                   f"much of R² is lost when a leaf's values are shuffled, mean of {REPEATS} times,"
+                   " negative values taken as 0, as shares of their sum. The seed is left out. On "
                    "trials that a tree has not seen the forest's R² is "
                    f"{explained:.2f}{': too little to rely on' if explained < 0.3 else ''}.")
         names = [chart_text(self.names[p], 40) for p in shares][::-1]
@@ -606,18 +613,22 @@ class Page:
         rows = [f"<tr>{cell(None, f'{t.number}')}"
                 f"{cell(None, t.state, colour=STATES[t.state])}{cell(None, f'{t.step:,}')}"
                 f"<td>{escaped(self.label(t))}</td><td class=reason>"
-                f"{escaped(clipped(t.reason, 300)) or '–'}</td></tr>" for t in found]
-        return section("Failed and pruned", "<div class=scroll><table><thead><tr><th>trial</th>"
-                       "<th>state</th><th>step</th><th>overrides</th><th>reason</th></tr></thead>"
-                       f"<tbody>{''.join(rows)}</tbody></table></div>") if found else ""
+                f"{escaped(clipped(t.reason, 300)) or '-'}</td></tr>" for t in found]
+        return section("Failed and pruned", table(
+            "<th>trial<th>state<th>step<th>overrides<th>reason", rows)) if found else ""
 
 
 LINE = {"mode": "lines", "connectgaps": False,
         "hovertemplate": "%{meta[0]}<br>step %{x:,}: %{y:.5g}<extra></extra>"}
 
 
-def section(title: str, content: str) -> str:
-    return f"<section><h2>{escaped(title)}</h2>{content}</section>"
+def section(title: str, content: str, aside: str = "") -> str:
+    return f"<section><h2>{escaped(title)} <small>{aside}</small></h2>{content}</section>"
+
+
+def table(head: str, rows: Sequence[str]) -> str:
+    return (f"<div class=scroll><table><thead><tr>{head}</tr></thead>"
+            f"<tbody>{''.join(rows)}</tbody></table></div>")
 
 
 def cell(place: float | None, shown: str, title: str = "", colour: str = "") -> str:
@@ -631,7 +642,7 @@ def cell(place: float | None, shown: str, title: str = "", colour: str = "") -> 
 def mean_and_sd(found: Configuration) -> str:
     """Mean ± standard deviation, to two digits of the latter."""
     if found.mean is None:
-        return "–"
+        return "-"
     if not found.sd:
         return text(found.mean) + (" ± 0" if found.sd == 0 else "")
     digits = 1 - math.floor(math.log10(found.sd))
@@ -642,7 +653,7 @@ def mean_and_sd(found: Configuration) -> str:
 
 def spread(values: Sequence[float | None]) -> bool:
     """Whether values go far above their median, so that a logarithmic axis is due."""
-    found = [x for v in values if (x := finite(v)) is not None]
+    found = [v for v in values if v is not None]
     return bool(found) and min(found) > 0 and max(found) > 20 * float(np.median(found))
 
 
@@ -694,28 +705,29 @@ def write(path: Path, *, title: str, metric: str | None, mode: str, trials: Sequ
 
     page = Page(metric, mode, trials)
     said = "".join(f"<p class=note>{escaped(note)}</p>" for note in notes)
-    body = "\n".join([f"<h1>{escaped(title)}</h1>", page.summary(), said, page.table(), page.seeds(),
-                      page.parallel(), page.leaves(), page.curves(), page.importance(),
-                      page.failures()])
+    body = "\n".join([f"<h1>{escaped(title)}</h1>", page.summary(), said, page.ranking(),
+                      page.seeds(), page.parallel(), page.leaves(), page.curves(),
+                      page.importance(), page.failures()])
     script = ""
     if page.charts:
         data = {"trials": [page.hover(t) for t in page.trials], "charts": page.charts}
         script = (f"<script>{get_plotlyjs()}</script>\n<script>const page = {as_json(data)};\n"
                   f"{DRAW}</script>")
-    text = (f"<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8><meta name=viewport "
-            f'content="width=device-width"><meta http-equiv=Content-Security-Policy content="{POLICY}'
-            f'"><link rel=icon href="data:,"><title>{escaped(title)}</title><style>{STYLE}</style>'
-            f"</head>\n<body><main>\n{body}\n</main>\n{script}<script>{SORT}</script></body></html>\n")
+    whole = (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n{POLICY}\n'
+             f'<link rel="icon" href="data:,"><title>{escaped(title)}</title>\n'
+             f"<style>{STYLE}</style></head>\n<body><main>\n{body}\n</main>\n{script}\n"
+             f"<script>{SORT}</script></body></html>\n")
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("wb") as file:
-        file.write(text.encode(errors="backslashreplace"))
+        file.write(whole.encode(errors="backslashreplace"))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
-POLICY = ("default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; "
-          "img-src data: blob:")  # plotly.js compiles its drawing on the graphics card
+# No request leaves the page. plotly.js compiles what it draws on the graphics card.
+POLICY = """<meta http-equiv="Content-Security-Policy" content="default-src 'none';
+script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:">"""
 STYLE = """
 :root { color-scheme: light; }
 body { margin: 0; background: #f4f5f7; color: #212529; font: 15px/1.5 system-ui, sans-serif; }
@@ -745,7 +757,8 @@ DRAW = r"""
 const graphics = !!document.createElement("canvas").getContext("webgl");
 const plain = s => s.replace(/&/g, "&amp;").replace(/</g, "&lt;");
 function lines({dimensions: axes}) {  // parallel coordinates where there is no WebGL
-  const last = axes[0].values.length - 1, place = (a, v) => (v - a.range[0]) / (a.range[1] - a.range[0]);
+  const last = axes[0].values.length - 1;
+  const place = (a, v) => (v - a.range[0]) / (a.range[1] - a.range[0]);
   const part = (from, to, color) => {
     const x = [], y = [];
     for (let i = from; i < to; i++) {
@@ -754,7 +767,8 @@ function lines({dimensions: axes}) {  // parallel coordinates where there is no 
     }
     return {x, y, mode: "lines", line: {color, width: 1}, hoverinfo: "skip"};
   };
-  const ticks = {x: [], y: [], text: [], mode: "text", textposition: "middle left", hoverinfo: "skip"};
+  const ticks = {x: [], y: [], text: [], mode: "text", textposition: "middle left",
+                 hoverinfo: "skip"};
   axes.forEach((a, k) => a.tickvals.forEach((v, i) => {
     ticks.x.push(k); ticks.y.push(place(a, v)); ticks.text.push(plain(a.ticktext[i]));
   }));
