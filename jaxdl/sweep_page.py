@@ -535,7 +535,7 @@ class Page:
                 f"{name}, {len(c.trials)} trials<br>{chart_text(mean_and_sd(c))}"]}
             colour = shade(rank, len(groups))
             lines += [{**style, "mode": "lines", "line": {"width": 0}, "fill": "toself",
-                       "fillcolor": colour, "opacity": 0.15, "hoverinfo": "skip",
+                       "fillcolor": colour, "opacity": 0.25, "hoverinfo": "skip",
                        "showlegend": False, "visible": True},
                       {**style, **LINE, "line": {"color": colour, "width": 3 if rank == 0 else 1.5},
                        "visible": True, "legendrank": rank}]
@@ -548,11 +548,12 @@ class Page:
         buttons = []
         for name in names:
             single = [thinned(t.curves.get(name, ()), points) for t in reversed(drawn)]
-            log = spread([y for _, ys in single for y in ys])
+            log = falls([ys for _, ys in single])
             xy = [xy for c in reversed(groups) for xy in band(c, name, points, log)] + single
             buttons.append({"method": "update", "label": chart_text(name), "args": [
                 {"x": [x for x, _ in xy], "y": [y for _, y in xy]},
                 {"yaxis.title.text": chart_text(name), "yaxis.type": "log" if log else "linear",
+                 "yaxis.dtick": "D2" if log else None, "yaxis.tickformat": "~g" if log else "",
                  "xaxis.autorange": True, "yaxis.autorange": True}]})
         menus = [{"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.03, "yanchor": "bottom",
                   "bgcolor": "white"}]
@@ -575,7 +576,8 @@ class Page:
         first = buttons[0]["args"][1]
         return section("Learning curves", self.chart(lines, layout(
             xaxis={"title": {"text": "step"}, "tickformat": ","}, updatemenus=menus,
-            yaxis={"title": {"text": first["yaxis.title.text"]}, "type": first["yaxis.type"]},
+            yaxis={"title": {"text": first["yaxis.title.text"]},
+                   **{k: first[f"yaxis.{k}"] for k in ("type", "dtick", "tickformat")}},
             showlegend=1 < (len(groups) or len(drawn)) <= 20,
             legend={"tracegroupgap": 0, "font": {"size": 11}},
             margin={"l": 55, "r": 15, "t": 80, "b": 45}), 500, caption))
@@ -651,10 +653,11 @@ def mean_and_sd(found: Configuration) -> str:
     return f"{found.mean:.{digits}f} ± {found.sd:.{digits}f}"
 
 
-def spread(values: Sequence[float | None]) -> bool:
-    """Whether values go far above their median, so that a logarithmic axis is due."""
-    found = [v for v in values if v is not None]
-    return bool(found) and min(found) > 0 and max(found) > 20 * float(np.median(found))
+def falls(curves: Sequence[Sequence[float | None]]) -> bool:
+    """Whether curves begin far above their ends, as losses do: a logarithmic axis shows both."""
+    known = [found for c in curves if (found := [x for x in c if x is not None])]
+    return bool(known) and min(map(min, known)) > 0 and (
+        max(map(max, known)) > 10 * float(np.median([c[-1] for c in known])))
 
 
 def thinned(curve: Sequence[tuple[int, float | None]], points: int) -> tuple[list[Any], list[Any]]:
@@ -785,7 +788,8 @@ for (const [name, chart] of Object.entries(page.charts)) {
     chart.layout.yaxis = {visible: false};
   }
   Plotly.newPlot(name, chart.data, chart.layout, {
-    responsive: true, displaylogo: false, displayModeBar: !!chart.layout.updatemenus});
+    responsive: true, displaylogo: false, showSendToCloud: false,
+    displayModeBar: !!chart.layout.updatemenus});
 }
 """.replace("BEST", BEST)
 SORT = """

@@ -62,7 +62,7 @@ def odd() -> list[PageTrial]:
     """What an override may be, and more."""
     values = [10 ** 5000, -10 ** 5000, math.inf, -math.inf, math.nan, 2 ** 63, 1e308, -1e308,
               5e-324, 0, -0., True, False, None, "", EVIL, "\ud800 ☃ 日本", "%{x} $y$", "a\nb",
-              "x" * 999, {"kind": EVIL, "sizes": [1, None, {"x": math.inf}]}, [], {}]
+              "x" * 999, "</script>", {"kind": EVIL, "sizes": [1, None, {"x": math.inf}]}, [], {}]
     trials = [trial(i, 0.1 * (i % 7), metrics=("test/accuracy", EVIL),
                     **{f"a__{EVIL}": v, "b__x": v if i % 2 else i, "c__x": 0.1 * i})
               for i, v in enumerate(values)]
@@ -97,6 +97,13 @@ def test_the_leaf_that_matters_is_the_important_one() -> None:
     assert found.keys() == {"model.rate", "other", "kind"}
     assert sum(found.values()) == pytest.approx(1) and min(found.values()) >= 0
     assert found == importances(trials) != importances(trials, seed=1)
+
+
+def test_negative_importances_count_as_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sklearn.inspection.permutation_importance",
+                        lambda *_, **__: {"importances_mean": np.array([-0.5, 2., 6.])})
+    trials = [trial(i, i, a=i, b=-i, c=i * i) for i in range(5)]
+    assert importances(trials) == {"c": 0.75, "b": 0.25, "a": 0}
 
 
 def test_no_importances_without_evidence() -> None:
@@ -185,6 +192,12 @@ def test_the_best_comes_first_and_is_named(tmp_path: Path) -> None:
     assert "In all trials: kind = a." in text
 
 
+def test_losses_have_a_logarithmic_axis() -> None:
+    assert sweep_page.falls([[2.3, 0.5, 0.01], [2.3, None, 0.1]])
+    assert not sweep_page.falls([[0.01, 0.5, 0.9], [0.01, 0.95, None]])
+    assert not sweep_page.falls([[2.3, 0., 0.01]]) and not sweep_page.falls([[], [None]])
+
+
 def test_the_curves_of_each_metric_can_be_chosen(tmp_path: Path) -> None:
     trials = [trial(i, 0.1 * i, metrics=("a/x", "test/accuracy", "train/loss"), rate=i)
               for i in range(1, 5)]
@@ -210,8 +223,8 @@ def test_odd_values_stay_inside(tmp_path: Path, mode: str, metric: str | None) -
 
 def test_any_few_of_the_odd_values_make_a_page(tmp_path: Path) -> None:
     """An axis of two values may be of any two kinds."""
-    values = [t.overrides["b.x"] for t in odd()[:23]] + [
-        t.overrides[f"a.{EVIL}"] for t in odd()[:23]]
+    values = [t.overrides["b.x"] for t in odd()[:24]] + [
+        t.overrides[f"a.{EVIL}"] for t in odd()[:24]]
     for first in values:
         for second in values:
             found = axis([first, second, 0.5])
@@ -262,12 +275,14 @@ PROBE = """<script>setTimeout(() => {
   const found = [...document.querySelectorAll(".chart")].map(chart => ({
     drawn: [...chart.querySelectorAll("svg.main-svg, canvas")].map(size),
     marks: chart.querySelectorAll(".points path, .js-line, canvas").length,
+    refused: !!chart.querySelector(".no-webgl"),
     wide: chart.scrollWidth <= chart.clientWidth + 1}));
   const row = () => document.querySelector("tbody tr")?.cells[0].textContent, rows = [row()];
   for (const _ of [0, 1]) { document.querySelector("th button")?.click(); rows.push(row()); }
+  const buttons = [...document.querySelectorAll(".modebar-btn")].map(b => b.dataset.title);
   const probe = document.createElement("pre");
   probe.id = "probe";
-  probe.textContent = JSON.stringify({found, rows, broken: window.broken ?? null});
+  probe.textContent = JSON.stringify({found, rows, buttons, broken: window.broken ?? null});
   document.body.append(probe);
 }, 3000)</script>"""
 
@@ -307,8 +322,9 @@ def test_a_browser_draws_the_page(tmp_path: Path, sweep: Callable[[], list[PageT
     assert console == [] and asked == [] and seen["broken"] is None
     assert len(seen["found"]) == number
     for chart in seen["found"]:
-        assert chart["drawn"] and chart["marks"] and chart["wide"]
+        assert chart["drawn"] and chart["marks"] and chart["wide"] and not chart["refused"]
         assert all(width > 100 and height > 50 for width, height in chart["drawn"])
+    assert not [b for b in seen["buttons"] if b.startswith("Share")], "no upload"
     if len(trials) > 1:
         assert seen["rows"][1:] == [str(min(t.number for t in trials)),
                                     str(max(t.number for t in trials))]
