@@ -32,7 +32,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from jaxdl import config, display, environment, files, record, sweep, workers
+from jaxdl import clock, config, display, environment, files, record, sweep, sweep_page, workers
 from jaxdl.checkpoint import write_atomically
 from jaxdl.errors import RunError, UserError, nearest, out_of_memory, shown, told
 from jaxdl.experiment import Experiment
@@ -186,18 +186,6 @@ def plain(value: Any) -> str:
     if config.is_node(value) and not isinstance(value, (dict, tuple)):
         return type(value).__name__
     return str(value)
-
-
-def short_names(paths: Iterable[str]) -> dict[str, str]:
-    """For each path its shortest end that no other has."""
-    paths = list(paths)
-    found = {}
-    for path in paths:
-        parts = path.split(".")
-        found[path] = next(end for i in range(1, len(parts) + 1)
-                           if sum(p == (end := ".".join(parts[-i:])) or p.endswith(f".{end}")
-                                  for p in paths) == 1 or i == len(parts))
-    return found
 
 
 # The study.
@@ -1075,7 +1063,7 @@ class Lead(Study):
 
     def table(self, rows: int) -> Table:
         paths, ranked = self.paths(), self.ranked()
-        names = short_names(paths)
+        names = sweep_page.short_names(paths)
         table = Table("trial", *names.values(), self.metric or "-", "step", "state", "seconds",
                       box=None, pad_edge=False)
         for column in table.columns[1:]:
@@ -1116,7 +1104,7 @@ class Lead(Study):
         counts = {state: sum(e.state == state for e in self.entries.values())
                   for state in (DONE, PRUNED, FAILED, PENDING)}
         if found := self.repeated():
-            names = short_names(p for p in self.paths() if p != "seed")
+            names = sweep_page.short_names(p for p in self.paths() if p != "seed")
             table = Table(*names.values(), f"{self.metric}, mean", "sd", "seeds", box=None,
                           pad_edge=False)
             for overrides, values in found[:50]:
@@ -1127,7 +1115,8 @@ class Lead(Study):
             yield table
         for entry in [e for e in self.entries.values() if e.state == FAILED][:20]:
             yield f"trial {entry.number} failed: {entry.reason}"
-        yield ", ".join(f"{n} {state}" for state, n in counts.items() if n) + f" in {self.folder}"
+        yield (", ".join(f"{n} {state}" for state, n in counts.items() if n) + f" in {self.folder}"
+               "; charts: report.html")
         best = self.ranked()[0]
         if best.value is not None and best.state != FAILED:
             yield (f"best {self.metric} {best.value:.6g}: trial {best.number} "
@@ -1161,3 +1150,19 @@ class Lead(Study):
                     for p in paths), e.value, e.step, f"{e.seconds:.3f}",
                     *(e.results.get(name, "") for name in metrics), e.reason])
         self.link()
+        trials = []
+        for e in self.entries.values():
+            curves: dict[str, list[tuple[int, float | None]]] = defaultdict(list)
+            for step, values in logged(trial_folder(self.folder, e.number)):
+                for name, value in values.items():
+                    if name.removeprefix("train/") not in clock.MEASURED:
+                        curves[name].append((step, value))
+            trials.append(sweep_page.PageTrial(
+                number=e.number, state=e.state, value=e.value, step=e.step, results=e.results,
+                reason=e.reason, seconds=e.seconds, curves=curves, overrides={
+                    p: plain(v) if isinstance(v, (dict, list)) else v
+                    for p, v in e.overrides.items()}))
+        sweep_page.write(
+            self.folder / "report.html", title=f"Sweep of {self.command.name}", metric=self.metric,
+            mode=self.mode, trials=trials, notes=[f"Stand-in data: {self.stand_in}."]
+            if self.stand_in else [])

@@ -72,6 +72,8 @@ def test_the_sweep_of_a_file(file: Path, capsys: pytest.CaptureFixture[str]) -> 
             f"seed={row['seed']}\n")
     assert "peak  test/accuracy, mean" in " ".join(said.split()).replace("peak test", "peak  test")
     assert f"--experiment={folder / 'best'} uses it" in said and "4 done in" in said
+    page = (folder / "report.html").read_text()
+    assert "Sweep of own" in page and "test/accuracy" in page
 
     assert cli.main(["evaluate", f"--experiment={folder / 'best'}", "--step=best"]) == 0
     assert f"{values[0]:.6g}" in capsys.readouterr().out
@@ -158,8 +160,6 @@ def test_values_are_typed_as_their_leaves(file: Path) -> None:
                        "optimizer.clip": None, "seed": 4}
     assert type(checked["optimizer.learning_rate.peak"]) is float and type(checked["seed"]) is int
     assert study.checked(experiment, {"optimizer": experiment.optimizer}, "")  # a whole sub-tree
-    assert study.short_names(["a.b.c", "d.b.c", "a.x"]) == {
-        "a.b.c": "a.b.c", "d.b.c": "d.b.c", "a.x": "x"}
 
 
 def test_over_the_command_line(file: Path) -> None:
