@@ -172,6 +172,12 @@ class Training:
         """Trains what was killed to its end."""
         resume.Child(self.run, self.arguments, self.start).finish()
 
+    def forget(self) -> None:
+        """Deletes what was killed, for another of its kind."""
+        shutil.rmtree(self.run)
+        for path in self.folder.glob("killed.*"):
+            path.unlink()
+
     def differences(self) -> "Differences":
         return Differences([(what, number, found) for what, number, found
                             in chaos.in_child(resume.compared, self.folder)])
@@ -567,17 +573,26 @@ def sigterm(lab: Lab) -> Iterator[Figure]:
     """Row 3."""
     places = ("import", "prepare", "compile", "restore", "step", "evaluate", "save")
     stops: list[Stop] = []
-    differences = []
+    differences, over = [], 0
     total, names = lab.count(200), list(chaos.EXPERIMENTS)
     for i, name in enumerate(names):
         count = total // len(names) + (i < total % len(names))
         training = Training(lab.folder / f"sigterm {name}", name, {"steps": max(60, GAP * count)})
         lengths = {**until_compile(training), **medians(training.straight())}
         chance = lab.chance(f"sigterm {name}")
+        steps = training.changes["steps"]
         for k in lab.ticking(f"sigterm {name}", range(count), count):
             place = places[(k + i) % len(places)]
-            step = int(training.changes["steps"] * (k + chance.random()) / count)
-            stops.append(terminated(training, place, step, lengths[place], chance))
+            while True:
+                last = [0, *committed(training.run / "checkpoints")][-1]
+                stop = terminated(training, place, min(last + chance.randrange(2 * GAP), steps - 1),
+                                  lengths[place], chance)
+                if stop.status or committed(training.run / "checkpoints")[-1:] != [steps]:
+                    break
+                differences += training.differences().names  # The run was over before the signal.
+                training.forget()
+                over += 1
+            stops.append(stop)
         training.finish()
         differences += training.differences().names
     begun = [stop for stop in stops if stop.begun]
@@ -594,6 +609,7 @@ def sigterm(lab: Lab) -> Iterator[Figure]:
         text.append(f"{len(found)} before the run had begun ({section}) left with "
                     + (", ".join(f"{status} ({n})" for status, n in ends.items()) or "nothing")
                     + (f" after {percentiles(found)}" if found else ""))
+    text.append(f"{over} came after the last step of a run, which began anew")
     text.append(f"continued to the end, different: {', '.join(differences) or 'nothing'}")
     yield Figure(
         f"3: {len(stops)} SIGTERMs ({len(early)} before the run had begun, then "

@@ -229,16 +229,18 @@ class Checkpoints:
             except Exception as error:  # Orbax raises anything at all on a damaged checkpoint.
                 skipped.append(f"checkpoint of step {step} passed over: {_one_line(error)}")
                 continue
-            distributed.by_leader(lambda step=step: self._quarantine_after(step))
-            self._manager.reload()
+            if distributed.by_leader(lambda step=step: self._quarantine_after(step)):
+                self._manager.reload()
             return state, meta, skipped
         if skipped:
             raise UserError(f"{self.folder}: no checkpoint is intact. {' '.join(skipped)}")
         return None
 
-    def _quarantine_after(self, step: int) -> None:
-        for newer in [s for s in committed(self.folder) if s > step]:
-            self._put_aside(newer)
+    def _quarantine_after(self, step: int) -> int:
+        newer = [s for s in committed(self.folder) if s > step]
+        for each in newer:
+            self._put_aside(each)
+        return len(newer)
 
     def _put_aside(self, step: int) -> None:
         for source in (self.folder / f"{step}.json", self.arrays / str(step)):

@@ -211,7 +211,9 @@ def give_up(text: str) -> None:
         print(f"error: {text}", file=sys.stderr, flush=True)
     else:
         _peers.failed(RunError(text))
-        time.sleep(2 * GRACE)  # Process 0 prints, and ends all.
+        time.sleep(1)  # Process 0 prints, and ends all, unless it is what is stuck.
+        print(f"error: process {_peers.rank}: {text}", file=sys.stderr, flush=True)
+        time.sleep(2 * GRACE)
 
 
 @contextlib.contextmanager

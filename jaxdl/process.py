@@ -25,8 +25,9 @@ PREEMPTED = 75  # exit status: saved, and the same command continues
 T = TypeVar("T")
 
 
-class Preempted(Exception):
-    """The run was asked to leave."""
+class Preempted(BaseException):
+    """The run was asked to leave. No Exception, since whoever catches what a user's code raises
+    must not catch this."""
 
 
 class Early(Preempted):

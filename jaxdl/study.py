@@ -571,7 +571,7 @@ class Runner:
                     opened=opened(trial.experiment))
             except NotFinite as error:
                 return Outcome(FAILED, str(error).removeprefix(f"{folder}: "))
-            except (Preempted, RunError, OSError, KeyboardInterrupt):
+            except (RunError, OSError):
                 raise
             except Exception as error:
                 return failed(error)
@@ -698,7 +698,7 @@ def choose(study: Study, runner: Runner, group: list[Prepared]) -> None:
                 else:
                     choose(study, runner, part)
             return
-        except (RunError, OSError, KeyboardInterrupt, Preempted):
+        except (RunError, OSError):
             raise
         except Exception as error:  # A model that cannot be built: each of its trials tells why.
             study.say(f"note: one by one, since not at once: {told(error)}")
