@@ -29,7 +29,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxdl import __version__, distributed, quiet
-from jaxdl.errors import RunError, UserError, nearest
+from jaxdl.errors import NoRoom, RunError, UserError, nearest
 from jaxdl.parallel import bytes_of
 from jaxdl.task import named
 
@@ -86,7 +86,7 @@ class Checkpoints:
             self.arrays.mkdir(parents=True, exist_ok=True)
             return self._sweep()
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror}).") from error
+            raise NoRoom(f"{self.folder}: cannot be written ({error.strerror}).") from error
 
     def steps(self) -> list[int]:
         """The committed steps, in order."""
@@ -97,7 +97,7 @@ class Checkpoints:
         needed = copies * bytes_of(state)
         free = distributed.by_leader(lambda: shutil.disk_usage(self.folder).free)
         if free < needed:
-            raise UserError(f"{self.folder}: {copies} checkpoints need {needed:,} bytes, {free:,} "
+            raise NoRoom(f"{self.folder}: {copies} checkpoints need {needed:,} bytes, {free:,} "
                             "are free.")
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any], best: int | None = None) -> None:

@@ -427,7 +427,8 @@ def _main(args: list[str]) -> int:
         raise UserError("--experiment=NAME|FILE|RUN_DIR is missing; 'list' shows the names.")
     if mode in ("show", "verify-resume"):  # They are no processes of a run.
         return MODES[mode].run(parse(mode, target, rest))
-    rest = _several(rest, "over") if mode == "sweep" else rest
+    for name in ("over", "slurm") if mode == "sweep" else ():
+        rest = _several(rest, name)
     with leaving_at_once() if mode in ("train", "sweep") else contextlib.nullcontext():
         from jaxdl import distributed
 

@@ -14,6 +14,14 @@ class RunError(Exception):
     """What ended a run that was well defined. One line; the command prints it and exits with 1."""
 
 
+class NoRoom(UserError):
+    """A place that cannot be written, or has not enough room."""
+
+
+class InUse(UserError):
+    """A run directory that another process writes into."""
+
+
 class DataMissing(UserError):
     """A data set that is not on this machine and cannot be fetched."""
 

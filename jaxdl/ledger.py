@@ -128,11 +128,12 @@ class Ledger:
         """Changes inside are one transaction."""
         with self._told():
             self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
+        try:
+            yield
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        with self._told():
             self._db.execute("COMMIT")
 
     def trials(self) -> list[Entry]:

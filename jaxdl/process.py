@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jaxdl.errors import UserError
+from jaxdl.errors import InUse
 
 PREEMPTED = 75  # exit status: saved, and the same command continues
 
@@ -53,7 +53,7 @@ class Lock:
                 self._file.seek(0)
                 if holder := self._file.read().strip():
                     break
-            raise UserError(f"{folder} is in use by {holder or 'another process'}.") from None
+            raise InUse(f"{folder} is in use by {holder or 'another process'}.") from None
         self._file.truncate(0)
         now = datetime.datetime.now().isoformat(" ", "seconds")
         self._file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}")

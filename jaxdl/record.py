@@ -23,7 +23,7 @@ from typing import Any
 from jaxdl import __version__, config, distributed, environment
 from jaxdl.checkpoint import committed, write_atomically
 from jaxdl.display import console
-from jaxdl.errors import UserError, shown
+from jaxdl.errors import NoRoom, UserError, shown
 from jaxdl.process import Lock
 from jaxdl.sinks import Sink, open_sinks
 
@@ -113,7 +113,7 @@ def check_writable(folder: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise UserError(f"--workdir={folder}: cannot be written ({error.strerror}).") from error
+        raise NoRoom(f"--workdir={folder}: cannot be written ({error.strerror}).") from error
 
 
 def newest(name: str) -> Path:
@@ -153,7 +153,7 @@ class Run:
                     raise UserError(f"{path}: neither a file nor a folder; refused.")
             self._lock = Lock(folder)
         except OSError as error:
-            raise UserError(f"--workdir={folder}: cannot be written ({error.strerror}).") from error
+            raise NoRoom(f"--workdir={folder}: cannot be written ({error.strerror}).") from error
         try:
             old = read(folder)
             if old is None and _holds_more(folder):

@@ -11,13 +11,18 @@
 import contextlib
 import csv
 import dataclasses
+import errno
 import functools
+import inspect
+import io
 import itertools
 import json
 import math
 import os
 import re
+import resource
 import shutil
+import signal
 import statistics
 import sys
 import time
@@ -33,8 +38,8 @@ from rich.live import Live
 from rich.table import Table
 
 from jaxdl import clock, config, display, environment, files, record, sweep, sweep_page, workers
-from jaxdl.checkpoint import write_atomically
-from jaxdl.errors import RunError, UserError, nearest, out_of_memory, shown, told
+from jaxdl.checkpoint import committed, write_atomically
+from jaxdl.errors import InUse, NoRoom, RunError, UserError, nearest, out_of_memory, shown, told
 from jaxdl.experiment import Experiment
 from jaxdl.ledger import DONE, ENDED, FAILED, PENDING, PRUNED, RUNNING, Entry, Ledger
 from jaxdl.process import Lock, Preempted, Signals, Watchdog
@@ -43,6 +48,7 @@ from jaxdl.train import Program, UsedAsStructure, better, splits, validate
 from jaxdl.workers import Outcome, trial_folder
 
 MEASURED = 0.5  # seconds for which each way of training is measured
+DISK = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE
 OPEN = 4  # data sets that are held open for the next trials
 SPARE = 0.8  # of the free memory that a group of trials may take
 FLUSH = 2.0  # seconds between two writes of results to the ledger
@@ -55,7 +61,13 @@ def declared(command: Any) -> Sweep:
     """The sweep of the command line, else that of the experiment file, with its trials checked."""
     options = command.options
     if options.over:
-        found: Any = Sweep(trials=sweep.grid(**dict(over(text, command) for text in options.over)))
+        axes: dict[str, list[Any]] = {}
+        for text in options.over:
+            path, values = over(text, command)
+            if path in axes:
+                raise UserError(f"--over {shown(text)}: {path} is there twice.")
+            axes[path] = values
+        found: Any = Sweep(trials=sweep.grid(**axes))
     elif command.module is None or not hasattr(command.module, "sweep"):
         raise UserError(f"{command.name} has no sweep(); --over PATH=VALUE,VALUE declares one.")
     else:
@@ -65,14 +77,22 @@ def declared(command: Any) -> Sweep:
     changes = {name: value for name in ("metric", "mode", "prune", "rung")
                if (value := getattr(options, name)) is not None}
     found = dataclasses.replace(found, **changes)
+    for name, hint in inspect.get_annotations(Sweep).items():
+        if name != "trials" and not config.fits(getattr(found, name), hint):
+            raise UserError(f"Sweep({name}={getattr(found, name)!r}): "
+                            f"{config.expected(getattr(found, name), hint)}.")
+    _check_metric(found, command.experiment)
     if isinstance(found.trials, Search):
         if options.seeds is not None:
             raise UserError("--seeds: repeats the trials of a list, and Optuna chooses these.")
+        space = {}
         for path, axis in found.trials.space.items():
-            bounds = axis.values if isinstance(axis, sweep.Choice) else (axis.low, axis.high)  # type: ignore
-            for value in bounds:
-                checked(command.experiment, {path: value}, "the space of optuna_()")
-        return found
+            bounds: Any = axis.values if isinstance(axis, sweep.Choice) else (axis.low, axis.high)  # type: ignore
+            values = [checked(command.experiment, {path: value}, "the space of optuna_()")[path]
+                      for value in bounds]
+            space[path] = sweep.choice(*values) if isinstance(axis, sweep.Choice) else axis
+        sampler_of(found.trials.sampler)
+        return dataclasses.replace(found, trials=dataclasses.replace(found.trials, space=space))
     if isinstance(found.trials, (str, Mapping)) or not isinstance(found.trials, Iterable):
         raise UserError(f"sweep() returned a {type(found.trials).__name__}: expected a list of "
                         "trials, as grid() returns it.")
@@ -95,6 +115,18 @@ def declared(command: Any) -> Sweep:
     return dataclasses.replace(found, trials=trials)
 
 
+def _check_metric(found: Sweep, experiment: Experiment) -> None:
+    metric = found.metric or experiment.best.metric
+    if metric is not None:
+        name = metric.split("/")[0]
+        if name not in experiment.evals:
+            raise UserError(f"the metric {metric}: expected EVALUATOR/METRIC, with one of evals: "
+                            f"{', '.join(experiment.evals) or 'none'}."
+                            f"{nearest(name, experiment.evals)}")
+    elif found.prune or isinstance(found.trials, Search):
+        raise UserError("what is to be compared? Set best.metric, or --metric=EVALUATOR/NAME.")
+
+
 def over(text: str, command: Any) -> tuple[str, list[Any]]:
     """PATH=VALUE,VALUE of the command line, each value typed as the flag --PATH would be. Whole
     numbers may be a range: seed=0:4 is 0, 1, 2, 3."""
@@ -114,6 +146,8 @@ def over(text: str, command: Any) -> tuple[str, list[Any]]:
             parts[-1:] = [(parts[-1] if parts else "") + char]
     if len(parts) == 1 and (ends := parts[0].split(":"))[1:] and all(
             x.removeprefix("-").isdecimal() for x in ends) and len(ends) <= 3:
+        if len(ends) == 3 and int(ends[2]) == 0:
+            raise UserError(f"--over {shown(text)}: a step of 0 leads nowhere.")
         parts = [str(i) for i in range(*map(int, ends))]
         if not parts:
             raise UserError(f"--over {shown(text)}: the range is empty.")
@@ -136,10 +170,8 @@ def checked(experiment: Experiment, trial: Mapping[str, Any], name: str) -> dict
     that does not exist and for a value of another type."""
     found = {}
     for path, value in trial.items():
-        parent, _, last = str(path).rpartition(".")
         try:
-            old = config.get(experiment, str(path))
-            hint = config.annotation(config.get(experiment, parent) if parent else experiment, last)
+            old, hint = config.get(experiment, str(path)), declared_type(experiment, str(path))
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
         if hint is Any and old is not None:
@@ -160,6 +192,23 @@ def checked(experiment: Experiment, trial: Mapping[str, Any], name: str) -> dict
         if b.startswith(f"{a}."):
             raise UserError(f"{name}: {b} is a part of {a}, which the trial sets, too.")
     return found
+
+
+def declared_type(experiment: Experiment, path: str) -> Any:
+    """Of a node or leaf; of what is in a mapping or a tuple, that of its items."""
+    parent, _, last = path.rpartition(".")
+    node = config.get(experiment, parent) if parent else experiment
+    hint = config.annotation(node, last)
+    if hint is not Any or not parent:
+        return hint
+    above = declared_type(experiment, parent)
+    for each in (above, *typing.get_args(above)):  # of "Optimizer | Mapping[str, Optimizer]"
+        args = typing.get_args(each)
+        if typing.get_origin(each) is Mapping and isinstance(node, Mapping):
+            return args[1]
+        if typing.get_origin(each) is tuple and isinstance(node, tuple):
+            return args[0] if args[-1] is ... else args[int(last)]
+    return Any
 
 
 def _takes_int(hint: Any) -> bool:
@@ -234,6 +283,7 @@ class Study:
         for number, entry in self.entries.items():
             if entry.state == RUNNING:
                 self.change(number, state=PENDING)
+            entry.value = None  # The logs say it, by whatever is compared now.
             for step, values in logged(trial_folder(folder, number)):
                 self.note(number, step, values)
 
@@ -266,6 +316,10 @@ class Study:
     def declare(self) -> None:
         """Adds the declared trials that the ledger does not hold; others of it are an error."""
         if isinstance(self.sweep.trials, Search):
+            for e in self.entries.values():
+                if e.overrides.keys() != self.sweep.trials.space.keys():
+                    raise UserError(f"{self.folder}: holds another sweep: its trial {e.number} "
+                                    f"({described(e.overrides)}) is not of this space.")
             return
         have = {json.dumps(e.overrides, sort_keys=True): e.number for e in self.entries.values()}
         want = [{p: config.to_json(v) for p, v in t.items()} for t in self.sweep.trials]
@@ -286,20 +340,27 @@ class Study:
     def ask(self, most: int | None) -> list[Prepared]:
         """Trials to train now, at most so many; [] if there are none (any more, or until others
         have ended)."""
+        while pending := self._pending(most):
+            found = []
+            for number in pending:
+                try:
+                    found.append(self.prepare(number))
+                except Exception as error:  # What no leaf alone shows.
+                    self.finish(number, failed(error, self.folder))
+            if found:
+                return found
+        return []
+
+    def _pending(self, most: int | None) -> list[int]:
         pending = [e.number for e in self.entries.values() if e.state == PENDING]
         search = self.sweep.trials
         if isinstance(search, Search) and not pending:
             running = sum(e.state == RUNNING for e in self.entries.values())
             count = min(search.together - running, search.n - len(self.entries))
-            for _ in range(min(count, count if most is None else most)):
-                pending.append(self._add(chosen(search, self)))
-        found = []
-        for number in pending[:most]:
-            try:
-                found.append(self.prepare(number))
-            except UserError as error:  # What no leaf alone shows: a batch that does not divide.
-                self.finish(number, Outcome(FAILED, str(error)))
-        return found
+            with self.book.at_once():
+                for _ in range(min(count, count if most is None else most)):
+                    pending.append(self._add(chosen(search, self)))
+        return pending[:most]
 
     def prepare(self, number: int) -> Prepared:
         """The experiment of a trial, checked, and its run directory."""
@@ -310,7 +371,8 @@ class Study:
                      for p, v in entry.overrides.items()}
         experiment = config.replace(self.base, overrides)
         config.check(experiment)
-        validate(experiment, parallel.arrange(experiment.mesh, experiment.rules))
+        if self.options.executor not in ("ray", "slurm"):  # whose machines have other devices
+            validate(experiment, parallel.arrange(experiment.mesh, experiment.rules))
         key = json.dumps(config.to_json(experiment.data))
         if key not in self.fingerprints:
             experiment.data.prepare()
@@ -320,8 +382,8 @@ class Study:
             self.command.name, config.to_json(experiment), self.stand_in, self.fingerprints[key],
             self.command.expected, self.command.code)
         place = trial_folder(self.folder, number)
+        place.mkdir(parents=True, exist_ok=True)
         if not (place / "config.json").exists():
-            place.mkdir(parents=True, exist_ok=True)
             record.write(place, recorded)
         return Prepared(entry, experiment, recorded, {**self.command.typed, **overrides})
 
@@ -338,6 +400,10 @@ class Study:
         entry = self.entries[number]
         entry.step = max(entry.step, step)
         entry.results |= values
+        name = (self.metric or "").split("/")[0]
+        if self.metric not in values and any(k.split("/")[0] == name for k in values):
+            raise RunError(f"the metric {self.metric}: the evaluator has no such metric."
+                           f"{nearest(self.metric or '', values)}")
         if self.metric and (value := values.get(self.metric)) is not None:
             if math.isfinite(value):
                 self.history[number][step] = value
@@ -375,11 +441,15 @@ class Study:
         else:
             self.change(number, state=state, reason=reason)
 
+    def steps(self, number: int) -> int:
+        """That a trial trains."""
+        return int(self.entries[number].overrides.get("steps", self.base.steps))
+
     # Pruning.
 
     def prunes(self, number: int, step: int) -> str:
         """Why to end a trial after its results of this step, or ""."""
-        if self.sweep.prune is None or step >= self.base.steps:
+        if self.sweep.prune is None or step >= self.steps(number):
             return ""
         mine = self.history[number].get(step)
         if mine is None:
@@ -432,19 +502,26 @@ def logged(folder: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]
                     k: v for k, v in values.items() if isinstance(v, (int, float)) or v is None}
 
 
+def sampler_of(name: str) -> Callable[..., Any]:
+    """Optuna's class of a sampler; a UserError if it, or what it needs, is not installed."""
+    try:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        if name == "gp":
+            import torch  # type: ignore[import-not-found]  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"optuna_(sampler={name!r}): {error}; pip install 'jaxdl[sweep]'"
+                        f"{' torch' if name == 'gp' else ''}.") from None
+    return {"tpe": functools.partial(optuna.samplers.TPESampler, constant_liar=True),
+            "random": optuna.samplers.RandomSampler, "gp": optuna.samplers.GPSampler}[name]
+
+
 def chosen(search: Search, study: Study) -> dict[str, Any]:
     """What Optuna chooses next, as plain JSON. Its study is made anew from the ledger each time,
     so that a killed sweep goes on with the same choices."""
-    try:
-        import optuna
-    except ImportError:
-        raise UserError("optuna_() needs Optuna: pip install 'jaxdl[sweep]'.") from None
-    if study.metric is None:
-        raise UserError("optuna_(): what is to be optimised? Set best.metric or Sweep(metric=...).")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    kinds = {"tpe": functools.partial(optuna.samplers.TPESampler, constant_liar=True),
-             "random": optuna.samplers.RandomSampler, "cmaes": optuna.samplers.CmaEsSampler,
-             "gp": optuna.samplers.GPSampler}
+    import optuna
+
     space: dict[str, Any] = {}
     for path, axis in search.space.items():
         if isinstance(axis, sweep.Choice):
@@ -456,7 +533,7 @@ def chosen(search: Search, study: Study) -> dict[str, Any]:
             space[path] = optuna.distributions.FloatDistribution(axis.low, axis.high, log=axis.log)
     seed = search.draws * 100_003 + len(study.entries)
     made = optuna.create_study(direction="maximize" if study.mode == "max" else "minimize",
-                               sampler=kinds[search.sampler](seed=seed))
+                               sampler=sampler_of(search.sampler)(seed=seed))
     states = {DONE: optuna.trial.TrialState.COMPLETE, PRUNED: optuna.trial.TrialState.PRUNED}
     for entry in study.entries.values():
         state = states.get(entry.state, optuna.trial.TrialState.FAIL if entry.state == FAILED
@@ -476,11 +553,46 @@ def chosen(search: Search, study: Study) -> dict[str, Any]:
 # Training in this process.
 
 
-class Told:
+class Heard:
+    """Watches a trial, wherever it is trained. That it shall end is said by a file in its run
+    directory, which outlives a kill.
+
+    Args:
+      folder: of the trial.
+      steps: that it trains.
+    """
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self.folder, self.steps = folder, steps
+
+    @property
+    def pruned(self) -> str:
+        """Why it has been ended early, or ""."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / workers.PRUNE).read_text()
+        return ""
+
+    def trained(self, step: int, values: Mapping[str, float]) -> None:
+        if (self.folder / workers.LEAVE).exists():
+            (self.folder / workers.LEAVE).unlink(missing_ok=True)
+            os.kill(os.getpid(), signal.SIGTERM)  # which the loop honours as soon as it can
+
+    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
+        pass
+
+    def over(self, step: int) -> bool:
+        return bool(step < self.steps and self.pruned)
+
+    def close(self) -> None:
+        pass
+
+
+class Told(Heard):
     """Tells a study of a trial that is trained in this process."""
 
     def __init__(self, study: Study, number: int) -> None:
-        self.study, self.number, self.pruned = study, number, ""
+        super().__init__(trial_folder(study.folder, number), study.steps(number))
+        self.study, self.number = study, number
 
     def trained(self, step: int, values: Mapping[str, float]) -> None:
         self.study.note(self.number, step, values)
@@ -490,33 +602,9 @@ class Told:
         self.study.note(self.number, step, values)
 
     def over(self, step: int) -> bool:
-        self.pruned = self.study.prunes(self.number, step)
-        return bool(self.pruned)
-
-    def close(self) -> None:
-        pass
-
-
-class Heard:
-    """Watches a trial that another process leads: it is asked to end or to leave with files."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.pruned = folder, ""
-
-    def trained(self, step: int, values: Mapping[str, float]) -> None:
-        if (self.folder / workers.LEAVE).exists():
-            raise Preempted("asked to leave")
-
-    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
-        pass
-
-    def over(self, step: int) -> bool:
-        with contextlib.suppress(FileNotFoundError):
-            self.pruned = (self.folder / workers.PRUNE).read_text()
-        return bool(self.pruned)
-
-    def close(self) -> None:
-        pass
+        if not self.pruned and (reason := self.study.prunes(self.number, step)):
+            write_atomically(self.folder / workers.PRUNE, reason)
+        return super().over(step)
 
 
 class Runner:
@@ -527,14 +615,23 @@ class Runner:
       sinks: names of further sinks.
       grace: seconds that leaving may take.
       modules: whose dataclasses a record may name.
-      watchdog: is told of progress.
+      stuck_after: seconds without progress after which the process ends.
     """
 
     def __init__(self, *, accept_changes: bool, sinks: tuple[str, ...], grace: float | None,
-                 modules: tuple[str, ...], watchdog: Watchdog) -> None:
+                 modules: tuple[str, ...], stuck_after: float | None) -> None:
         self.accept_changes, self.sinks, self.grace = accept_changes, sinks, grace
-        self.modules, self.watchdog = modules, watchdog
+        self.modules, self.stuck_after = modules, stuck_after
         self._programs: dict[str, Program] = {}
+
+    def watchdog(self) -> Watchdog:
+        """For the time in which something is trained."""
+        return Watchdog(self.stuck_after, lambda text: print(
+            f"error: {text}", file=sys.stderr, flush=True))
+
+    def forget(self) -> None:
+        """Frees the program that is kept, and the data that it holds on the device."""
+        self._programs.clear()
 
     def run(self, folder: Path, trial: Prepared) -> record.Run:
         """The open run directory of a trial."""
@@ -551,6 +648,7 @@ class Runner:
         if (old := self._programs.get(key)) is not None:
             with contextlib.suppress(UsedAsStructure):
                 return old.of(experiment, source, fresh=fresh)
+        self._programs.clear()  # Each holds the data on the device.
         made = Program(experiment, source, devices, fresh=fresh, poll=poll)
         self._programs[key] = made
         return made
@@ -564,22 +662,34 @@ class Runner:
         """
         from jaxdl.train import NotFinite, fit
 
-        with logging_to(folder):
+        with logging_to(folder), self.watchdog() as watchdog:
             try:
                 fit(trial.experiment, self.run(folder, trial), sinks=self.sinks, grace=self.grace,
-                    watchdog=self.watchdog, watcher=watcher, compile=self.program,
+                    watchdog=watchdog, watcher=watcher, compile=self.program,
                     opened=opened(trial.experiment))
             except NotFinite as error:
                 return Outcome(FAILED, str(error).removeprefix(f"{folder}: "))
-            except (RunError, OSError):
-                raise
             except Exception as error:
-                return failed(error)
-        return Outcome(PRUNED, watcher.pruned) if watcher.pruned else Outcome(DONE)
+                return failed(error, folder)
+        pruned = watcher.pruned
+        return Outcome(PRUNED, pruned) if pruned else Outcome(DONE)
 
 
-def failed(error: Exception) -> Outcome:
-    """What a trial's own code raised."""
+def failed(error: Exception, folder: Path) -> Outcome:
+    """What a trial's own code or values raised; what is no fault of theirs is raised again.
+
+    Args:
+      error: what was raised.
+      folder: of the trial, or of the sweep.
+    """
+    found = error.__cause__ if isinstance(error.__cause__, OSError) else error
+    if isinstance(found, OSError):
+        place = str(found.filename or "")
+        if found.errno in DISK or (place and Path(place).is_relative_to(folder)):
+            raise error
+        return Outcome(FAILED, told(found))
+    if isinstance(error, (NoRoom, InUse, RunError)):
+        raise error
     if isinstance(error, UserError):
         return Outcome(FAILED, str(error))
     return Outcome(FAILED, str(out_of_memory(error) or told(error)))
@@ -601,31 +711,36 @@ def logging_to(folder: Path) -> Iterator[None]:
 _runners: dict[str, Runner] = {}
 
 
-def work(folder: Path, number: int, overrides: Mapping[str, Any]) -> Outcome:
-    """Trains one trial of a sweep that another process leads."""
+def work(folder: Path, number: int, job: Mapping[str, Any]) -> Outcome:
+    """Trains one trial of a sweep that another process leads.
+
+    Args:
+      folder: of the sweep.
+      number: of the trial.
+      job: what its directory shall record, and the leaves that were changed.
+    """
     from jaxdl import allocator, cli
 
     allocator.keep_memory()
-    facts = json.loads((folder / "sweep.json").read_text())
     place = trial_folder(folder, number)
-    modules: tuple[str, ...] = ()
-    if facts["file"] is not None:
-        modules = tuple(environment.users(files.load(Path(facts["file"]))))
-    recorded = record.read(place)
-    if recorded is None:
-        return Outcome(FAILED, f"{place}: no config.json")
-    experiment = cli.rebuilt(recorded, place, modules)
-    changes = {p: config.from_json(v, modules=modules) for p, v in overrides.items()}
-    if str(folder) not in _runners:
-        watchdog = Watchdog(facts["stuck_after"], lambda text: print(text, file=sys.stderr))
-        watchdog.__enter__()
-        _runners[str(folder)] = Runner(
-            accept_changes=facts["accept_changes"], sinks=tuple(facts["sinks"]),
-            grace=facts["grace"], modules=modules, watchdog=watchdog)
     try:
+        facts = json.loads((folder / "sweep.json").read_text())
+        modules: tuple[str, ...] = ()
+        if facts["file"] is not None:
+            modules = tuple(environment.users(files.load(Path(facts["file"]))))
+        recorded = record.Recorded(**job["recorded"])
+        experiment = cli.rebuilt(recorded, place, modules)
+        changes = {p: config.from_json(v, modules=modules) for p, v in job["overrides"].items()}
+        runner = _runners.setdefault(str(folder), Runner(
+            accept_changes=facts["accept_changes"], sinks=tuple(facts["sinks"]),
+            grace=facts["grace"], modules=modules, stuck_after=facts["stuck_after"]))
         experiment.data.prepare()
-        return _runners[str(folder)].alone(
-            place, Prepared(Entry(number, {}), experiment, recorded, changes), Heard(place))
+        trial = Prepared(Entry(number, {}), experiment, recorded, changes)
+        while True:
+            try:
+                return runner.alone(place, trial, Heard(place, experiment.steps))
+            except InUse:  # A job that outlived the command which started it: it goes on.
+                time.sleep(1)
     except Preempted as error:
         return Outcome("left", str(error))
     except (UserError, RunError, OSError) as error:
@@ -661,7 +776,9 @@ def grouped(study: Study, trials: Sequence[Prepared]) -> list[list[Prepared]]:
             groups.setdefault(trial.entry.group, []).append(trial)
             continue
         leaves = together.free(trial.experiment, opened(trial.experiment))
-        alone = trial.experiment.parallel == "pmap"
+        # One that has been trained alone goes on alone.
+        alone = trial.experiment.parallel == "pmap" or bool(committed(
+            trial_folder(study.folder, trial.entry.number) / "checkpoints"))
         key = (together.structure(trial.experiment, leaves - study.structural),
                trial.entry.number if alone else None)
         groups.setdefault(key, []).append(trial)
@@ -669,6 +786,8 @@ def grouped(study: Study, trials: Sequence[Prepared]) -> list[list[Prepared]]:
 
 
 def one_by_one(study: Study, runner: Runner, group: Sequence[Prepared]) -> None:
+    if group[0].entry.group is None:
+        study.group(group, "sequential")
     for trial in group:
         number = trial.entry.number
         study.change(number, state=RUNNING)
@@ -685,45 +804,48 @@ def choose(study: Study, runner: Runner, group: list[Prepared]) -> None:
     """Begins with trials of one structure: all at once, as many as memory holds, or one by one."""
     from jaxdl import parallel
 
+    if len(group) == 1:
+        return one_by_one(study, runner, group)
     devices = parallel.arrange(group[0].experiment.mesh, group[0].experiment.rules)
     trials = [(t.experiment, opened(t.experiment)("train")) for t in group]
-    with logging_to(study.folder / "groups"):
-        try:
+    half = -(-len(group) // 2)
+    try:
+        with logging_to(study.folder / "groups"):
             program = Program(*trials[0], devices, trials=trials)
-        except UsedAsStructure as error:
-            study.take_for_structure(error.paths)
-            for part in grouped(study, group):
-                if len(part) == 1:
-                    one_by_one(study, runner, part)
-                else:
-                    choose(study, runner, part)
-            return
-        except (RunError, OSError):
-            raise
-        except Exception as error:  # A model that cannot be built: each of its trials tells why.
-            study.say(f"note: one by one, since not at once: {told(error)}")
-            one_by_one(study, runner, group)
-            return
-        needed = memory_of(program)
-    if (free := free_memory(devices)) is not None and needed > free:
-        half = -(-len(group) // 2)
-        study.say(f"{len(group)} trials at once need {needed / 1e9:.1f} GB, {free / 1e9:.1f} are "
-                  f"free: {half} at once")
-        for part in (group[:half], group[half:]):
-            choose(study, runner, part) if len(part) > 1 else one_by_one(study, runner, part)
-        return
-    way = "vmap"
+            needed, free = memory_of(program), free_memory(devices)
+            if free is not None and needed > free:
+                raise MemoryError(f"{len(group)} trials at once need {needed / 1e9:.1f} GB, "
+                                  f"{free / 1e9:.1f} are free")
+            way, rates = "vmap", [0., 0.]
+            if study.options.executor == "auto":
+                rates = [rate_of(program), rate_of(runner.program(*trials[0], devices))]
+                way = "vmap" if rates[0] >= rates[1] else "sequential"
+    except UsedAsStructure as error:
+        study.take_for_structure(error.paths)
+        for part in grouped(study, group):
+            choose(study, runner, part)
+        return None
+    except Exception as error:
+        if (short := out_of_memory(error)) is not None:
+            study.say(f"note: {short}; so {half} at once")
+            program = None
+            for part in (group[:half], group[half:]):
+                choose(study, runner, part)
+            return None
+        failed(error, study.folder)  # A full disk ends here. A model that cannot be built,
+        study.say(f"note: one by one, since not at once: {told(error)}")  # each trial tells of.
+        return one_by_one(study, runner, group)
+    if way == "sequential":
+        del program
+    else:
+        runner.forget()
     if study.options.executor == "auto":
-        alone = runner.program(*trials[0], devices)
-        rates = [rate_of(program), rate_of(alone)]
-        way = "vmap" if rates[0] >= rates[1] else "sequential"
         study.say(f"{len(group)} trials: {rates[0]:,.0f} trial-steps a second at once, "
                   f"{rates[1]:,.0f} one by one; so {'at once' if way == 'vmap' else 'one by one'}")
     number = study.group(group, way)
     if way == "vmap":
-        train_together(study, runner, number, group, program)
-    else:
-        one_by_one(study, runner, group)
+        return train_together(study, runner, number, group, program)
+    return one_by_one(study, runner, group)
 
 
 def memory_of(program: Program) -> int:
@@ -781,7 +903,20 @@ def rate_of(program: Program) -> float:
 
 def train_together(study: Study, runner: Runner, number: int, group: Sequence[Prepared],
                    program: Program | None = None) -> None:
-    """Trains a group of trials in one compiled step."""
+    """Trains a group of trials in one compiled step. If their code fails in it, one by one: then
+    each tells of itself."""
+    try:
+        train_at_once(study, runner, number, group, program)
+    except Exception as error:
+        failed(error, study.folder)
+        study.say(f"note: one by one, since not at once: {out_of_memory(error) or told(error)}")
+        study.book.set("ways", {**study.book.get("ways"), str(number): "sequential"})
+        one_by_one(study, runner, [t for t in group if t.entry.state not in ENDED])
+    shutil.rmtree(study.folder / "groups" / f"{number:04d}" / "checkpoints", ignore_errors=True)
+
+
+def train_at_once(study: Study, runner: Runner, number: int, group: Sequence[Prepared],
+                  program: Program | None) -> None:
     from jaxdl import parallel, together
 
     # A group is whole or not at all: of those that have ended, the state is there too.
@@ -796,10 +931,12 @@ def train_together(study: Study, runner: Runner, number: int, group: Sequence[Pr
     def ended(trial: Prepared, watcher: Told, why: str) -> None:
         share = (time.monotonic() - began) / len(group)
         study.change(trial.entry.number, seconds=trial.entry.seconds + share)
+        pruned = watcher.pruned
         study.finish(trial.entry.number, Outcome(FAILED, why) if why else
-                     Outcome(PRUNED, watcher.pruned) if watcher.pruned else Outcome(DONE))
+                     Outcome(PRUNED, pruned) if pruned else Outcome(DONE))
 
-    with contextlib.ExitStack() as stack, Signals(grace=runner.grace) as signals:
+    with (contextlib.ExitStack() as stack, Signals(grace=runner.grace) as signals,
+          runner.watchdog() as watchdog):
         stack.enter_context(logging_to(folder))
         for trial in whole:
             source, watcher = opened(trial.experiment), Told(study, trial.entry.number)
@@ -818,28 +955,30 @@ def train_together(study: Study, runner: Runner, number: int, group: Sequence[Pr
                 study.change(trial.entry.number, state=RUNNING)
         if program is None:
             program = Program(*trials[0], devices, fresh=True, trials=trials, poll=signals.poll)
-        together.fit(members, folder, program, signals, sinks=runner.sinks,
-                     watchdog=runner.watchdog)
-    shutil.rmtree(folder / "checkpoints")
+        together.fit(members, folder, program, signals, sinks=runner.sinks, watchdog=watchdog)
 
 
 def train_elsewhere(study: Study, engine: workers.Engine, grace: float | None) -> None:
     """Trains trials in other processes, each in its own run directory, from where it was."""
     running: dict[int, float] = {}  # trial: since when
     read: dict[int, int] = {}  # bytes of its log
+    judged: dict[int, int] = {}  # the step up to which its results were compared
 
     def begin(trial: Prepared) -> None:
         number = trial.entry.number
         place = trial_folder(study.folder, number)
         place.mkdir(parents=True, exist_ok=True)
-        for name in (workers.PRUNE, workers.LEAVE):
-            (place / name).unlink(missing_ok=True)
+        (place / workers.LEAVE).unlink(missing_ok=True)
         study.change(number, state=RUNNING)
         running[number] = time.monotonic()
-        engine.start(number, {p: config.to_json(v) for p, v in trial.overrides.items()})
+        engine.start(number, {
+            "recorded": dataclasses.asdict(trial.recorded),
+            "overrides": {p: config.to_json(v) for p, v in trial.overrides.items()}})
 
-    def finish(seconds: float) -> None:
+    def finish(seconds: float, leaving: bool = False) -> None:
         for number, outcome in engine.ended(seconds):
+            if leaving and outcome.state == "died":  # of the signal, before there was anything
+                outcome = Outcome("left")
             look(number)
             entry = study.entries[number]
             study.change(number, seconds=entry.seconds + time.monotonic() - running.pop(number))
@@ -856,9 +995,11 @@ def train_elsewhere(study: Study, engine: workers.Engine, grace: float | None) -
         read[number] = size
         for step, values in logged(place):
             study.note(number, step, values)
-        if (reason := study.prunes(number, max(study.history[number], default=0))) and not (
-                place / workers.PRUNE).exists():
-            write_atomically(place / workers.PRUNE, reason)
+            if step in study.history[number] and step > judged.get(number, 0):
+                judged[number] = step
+                reason = study.prunes(number, step)
+                if reason and not (place / workers.PRUNE).exists():
+                    write_atomically(place / workers.PRUNE, reason)
 
     with contextlib.closing(engine), Signals() as signals:
         signals.begun = True
@@ -878,7 +1019,7 @@ def train_elsewhere(study: Study, engine: workers.Engine, grace: float | None) -
             engine.leave()
             until = time.monotonic() + (grace or 300)
             while running and time.monotonic() < until:
-                finish(0.5)
+                finish(0.5, leaving=True)
             study.flush(now=True)
             raise
 
@@ -900,6 +1041,8 @@ def run(command: Any) -> int:
     folder = Path(newest(command.name) if options.resume else options.workdir or record.new_folder(
         command.name, "sweep-"))
     record.check_writable(folder)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # Each trial has a log and a lock.
     allocator.keep_memory()
     folder.mkdir(parents=True, exist_ok=True)
     lock = Lock(folder)
@@ -918,7 +1061,8 @@ def run(command: Any) -> int:
 
 def newest(name: str) -> Path:
     """The sweep of this experiment that was written last."""
-    found = list(Path("runs", name).glob("*/ledger.sqlite"))
+    found = [path for path in Path("runs", name).glob("*/ledger.sqlite")
+             if (path.parent / "trials").is_dir()]
     if not found:
         raise UserError(f"there is no sweep in {Path('runs', name)}; --workdir=DIR names one.")
     return max(found, key=lambda path: path.stat().st_mtime).parent
@@ -945,7 +1089,7 @@ class Lead(Study):
             with contextlib.ExitStack() as stack:
                 if self.console.is_terminal:
                     stack.enter_context(self.live)
-                self.train(stack, engine)
+                self.train(engine)
         except Preempted as signal:
             self.flush(now=True)
             name = str(signal).split(":")[0]
@@ -961,16 +1105,6 @@ class Lead(Study):
 
     def check(self) -> None:
         """That this is the sweep that the folder holds, and that it can be compared."""
-        if self.metric is not None:
-            name = self.metric.split("/")[0]
-            if name not in self.base.evals:
-                raise UserError(f"the metric {self.metric}: expected EVALUATOR/METRIC, with one of "
-                                f"evals: {', '.join(self.base.evals) or 'none'}."
-                                f"{nearest(name, self.base.evals)}")
-        elif self.sweep.prune or isinstance(self.sweep.trials, Search):
-            raise UserError("what is to be compared? Set best.metric, or --metric=EVALUATOR/NAME.")
-        if self.sweep.factor < 2:
-            raise UserError(f"Sweep(factor={self.sweep.factor}): expected at least 2.")
         now = record.Recorded(self.command.name, config.to_json(self.base), self.stand_in,
                               self.base.data.fingerprint(), self.command.expected,
                               self.command.code)
@@ -982,9 +1116,6 @@ class Lead(Study):
                                 f"({changes}). Choose another, or continue it so with "
                                 "--accept_changes.")
         self.book.set("record", dataclasses.asdict(now))
-        executor = self.book.get("executor")
-        if executor is None:
-            self.book.set("executor", self.options.executor)
         self.facts()
 
     def facts(self) -> None:
@@ -1005,22 +1136,22 @@ class Lead(Study):
         if options.executor == "ray":
             return workers.Ray(folder, count)
         if options.executor == "slurm":
-            for text in options.slurm:
-                if not re.fullmatch(r"\w+=.+", text):
-                    raise UserError(f"--slurm={text}: expected NAME=VALUE.")
-            pairs = dict(text.split("=", 1) for text in options.slurm)
+            parts = [part for text in options.slurm for part in text.split(",")]
+            for part in parts:
+                if not re.fullmatch(r"\w+=.+", part):
+                    raise UserError(f"--slurm={part}: expected NAME=VALUE.")
+            pairs = dict(part.split("=", 1) for part in parts)
             return workers.Slurm(folder, options.workers or 100, pairs)
         return None
 
-    def train(self, stack: contextlib.ExitStack, engine: workers.Engine | None) -> None:
+    def train(self, engine: workers.Engine | None) -> None:
         options = self.options
         if engine is not None:
             return train_elsewhere(self, engine, options.preempt_grace)
-        watchdog = stack.enter_context(Watchdog(options.stuck_after, lambda text: print(
-            f"error: {text}", file=sys.stderr, flush=True)))
         train_here(self, Runner(
             accept_changes=options.accept_changes, sinks=options.sinks,
-            grace=options.preempt_grace, modules=self.command.modules, watchdog=watchdog))
+            grace=options.preempt_grace, modules=self.command.modules,
+            stuck_after=options.stuck_after))
         return None
 
     # What is shown.
@@ -1078,9 +1209,9 @@ class Lead(Study):
         if ended := sum(e.state in ENDED for e in ranked):
             more.append(f"{ended} of {self.total} have ended")
         if len(ranked) > rows or ended < self.total:
-            steps = sum(self.base.steps if e.state in ENDED else min(e.step, self.base.steps)
+            parts = sum(1. if e.state in ENDED else min(e.step / self.steps(e.number), 1.)
                         for e in ranked)
-            more.append(f"{steps / self.total / self.base.steps:.0%} of all steps")
+            more.append(f"{parts / self.total:.0%} of all steps")
             table.caption = "; ".join(more[len(ranked) <= rows:])
             table.caption_justify = "left"
         return table
@@ -1140,7 +1271,7 @@ class Lead(Study):
         """results.csv and the page."""
         paths = self.paths()
         metrics = sorted({name for e in self.entries.values() for name in e.results})
-        with (self.folder / "results.csv").open("w", newline="") as file:
+        with io.StringIO(newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["trial", "state", *paths, "value", "step", "seconds", *metrics,
                              "reason"])
@@ -1149,6 +1280,7 @@ class Lead(Study):
                     json.dumps(v) if isinstance(v := e.overrides.get(p, ""), (dict, list)) else v
                     for p in paths), e.value, e.step, f"{e.seconds:.3f}",
                     *(e.results.get(name, "") for name in metrics), e.reason])
+            write_atomically(self.folder / "results.csv", file.getvalue())
         self.link()
         trials = []
         for e in self.entries.values():

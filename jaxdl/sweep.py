@@ -13,15 +13,15 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 
+from jaxdl.config import Between, Size
 from jaxdl.errors import UserError, nearest
 
 Trial = Mapping[str, Any]
-Pruning = Literal["asha", "median"]
-SAMPLERS = ("tpe", "random", "cmaes", "gp")
+SAMPLERS = ("tpe", "random", "gp")
 
 
 class Distribution(Protocol):
@@ -181,7 +181,7 @@ class Search:
     Attributes:
       n: how many.
       space: the distribution of each path.
-      sampler: "tpe", "random", "cmaes" or "gp".
+      sampler: "tpe", "random" or "gp".
       draws: another number, other trials.
       together: how many are chosen before the results of the first are known: the trials that are
         trained at once.
@@ -230,6 +230,6 @@ class Sweep:
     trials: Sequence[Trial] | Search = field(default_factory=list)
     metric: str | None = None
     mode: Literal["max", "min"] | None = None
-    prune: Pruning | None = None
-    rung: int | None = None
-    factor: int = 4
+    prune: Literal["asha", "median"] | None = None
+    rung: Size | None = None
+    factor: Annotated[int, Between(2)] = 4

@@ -42,7 +42,7 @@ def free(experiment: Experiment, opened: Opened) -> set[str]:
     optimizer and the transforms, and the seed where the order of examples costs no reading."""
     splits = ["train", *(split for e in experiment.evals.values()
                          if isinstance(split := getattr(e, "split", None), str))]
-    transforms = [getattr(opened(split), "transforms", ()) for split in dict.fromkeys(splits)]
+    transforms = [getattr(opened(split), "transforms", ()) for split in splits]
     found = {"seed"} if opened("train").arrays is not None else set()
     for path, leaf in config.leaves(experiment):
         if type(leaf.value) is not float:
@@ -231,6 +231,7 @@ class Together(train.Fit):
         member.failed = (f"step {error.step:,}: {error.names} not finite; a lower learning rate, "
                          "optimizer.clip or nonfinite=skip may help")
         self.end([member], error.step, None)
+        self.stop()
 
     def log(self, step: int, rate: float, waited: float, window: Window) -> None:
         for i, member in self.active():
@@ -253,7 +254,7 @@ class Together(train.Fit):
                     member.watcher.evaluated(step, values)
                 self.progress.evaluated.append(name)
             if improved.any():
-                better = _set(jnp.asarray(improved), self.rows, jnp.asarray(improved[self.rows]))
+                better = jnp.asarray(improved)
                 self.best = jax.tree.map(
                     lambda old, new: jnp.where(better.reshape(-1, *[1] * (new.ndim - 1)), new, old)
                     if not _is_key(new) else _chosen_keys(better, new, old),
@@ -289,7 +290,7 @@ class Together(train.Fit):
                                                                    batch))(*states)
 
         sums = total(measure, self.experiment.task, (carry.state, program.knobs),
-                     context(self.members[self.rows[0]], compiled=self.compiled),
+                     context(active[0][1], compiled=self.compiled),
                      split=evaluator.split,
                      batch_size=evaluator.batch_size or self.experiment.batch_size)
         return [evaluator.finish(_row(sums, i), context(member)) for i, member in active]
@@ -304,6 +305,12 @@ class Together(train.Fit):
             for _, member in self.active():
                 member.run.sync()
             whole = self.whole(carry)
+            if active := self.active():  # The others are where they ended, or are replaced.
+                state, i = carry.state, active[0][0]
+                now = {"step": jnp.full_like(whole.state.step, state.step[i]),
+                       "seen": jnp.full_like(whole.state.seen, state.seen[i])}
+            else:
+                now = {"step": whole.state.step, "seen": whole.state.seen}
             lost = np.array([bool(member.failed) for member in self.members])
             if lost.any():  # What is not finite is never committed.
                 rows = np.flatnonzero(lost)
@@ -311,6 +318,7 @@ class Together(train.Fit):
                     lambda x, best: _set(x, rows, best[rows]), whole.state, self.best))
                 whole = dataclasses.replace(whole, window=jax.tree.map(
                     lambda x: _set(x, rows, jnp.zeros_like(x[rows])), whole.window))
+            whole = dataclasses.replace(whole, state=dataclasses.replace(whole.state, **now))
             self.checkpoints.save(step, {"carry": whole, "best": self.best}, meta={
                 "evaluated": self.progress.evaluated,
                 "members": [[dataclasses.asdict(m.progress), dataclasses.asdict(m.best)]

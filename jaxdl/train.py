@@ -132,7 +132,12 @@ class Program:
         self.empty = jax.jit(self._empty, out_shardings=shardings.window)
 
     def of(self, experiment: Experiment, source: Source, *, fresh: bool = False) -> "Program":
-        """The same compiled functions for an experiment that differs in floats and the seed."""
+        """The same compiled functions for an experiment that differs in floats and the seed. Not
+        in those that they were compiled for, which raises UsedAsStructure."""
+        tree = _declared(experiment, source)
+        if differing := [p for p, leaf in config.leaves(self._tree) if p not in self._paths
+                         and type(leaf.value) is float and config.get(tree, p) != leaf.value]:
+            raise UsedAsStructure(differing)
         other = copy.copy(self)
         other.experiment, other.source = experiment, source
         other.knobs = self.devices.replicate(self._values(experiment, source))

@@ -1,6 +1,6 @@
 """Trials of a sweep in other processes: on this machine, on a Ray cluster, as SLURM jobs.
 
-Each of the engines calls `work(folder, number, overrides)`, which trains one trial in its own run
+Each of the engines calls `work(folder, number, job)`, which trains one trial in its own run
 directory and returns what became of it. Nothing else is shared but the folder: the process that
 leads reads the trials' logs there, and asks a trial to end with a file. A trial whose process dies
 is begun again where its newest checkpoint is. Imports no jax.
@@ -36,11 +36,11 @@ class Outcome:
     reason: str = ""
 
 
-def work(folder: str, number: int, overrides: Mapping[str, Any]) -> dict[str, str]:
+def work(folder: str, number: int, job: Mapping[str, Any]) -> dict[str, str]:
     """Trains one trial of a sweep to its end; an Outcome, as plain values."""
     from jaxdl import study
 
-    return dataclasses.asdict(study.work(Path(folder), number, overrides))
+    return dataclasses.asdict(study.work(Path(folder), number, job))
 
 
 class Engine(Protocol):
@@ -48,7 +48,7 @@ class Engine(Protocol):
 
     places: int  # how many at once
 
-    def start(self, number: int, overrides: Mapping[str, Any]) -> None: ...
+    def start(self, number: int, job: Mapping[str, Any]) -> None: ...
 
     def ended(self, seconds: float) -> list[tuple[int, Outcome]]:
         """The trials that have ended, after at most so many seconds."""
@@ -91,7 +91,7 @@ class Processes:
         self._workers: dict[int, tuple[Any, Connection]] = {}  # by place
         self._busy: dict[int, int] = {}  # place: trial
 
-    def start(self, number: int, overrides: Mapping[str, Any]) -> None:
+    def start(self, number: int, job: Mapping[str, Any]) -> None:
         place = next(i for i in range(self.places) if i not in self._busy)
         if place not in self._workers or not self._workers[place][0].is_alive():
             ours, theirs = multiprocessing.get_context("spawn").Pipe()
@@ -103,7 +103,7 @@ class Processes:
             self._workers[place] = process, ours
         self._busy[place] = number
         with contextlib.suppress(OSError):  # It has died: `ended` tells.
-            self._workers[place][1].send((number, overrides))
+            self._workers[place][1].send((number, job))
 
     def ended(self, seconds: float) -> list[tuple[int, Outcome]]:
         places = {self._workers[place][1]: place for place in self._busy}
@@ -184,8 +184,8 @@ class Ray:
         self._work = ray.remote(num_cpus=1, max_retries=0)(work)
         self._tasks: dict[Any, int] = {}
 
-    def start(self, number: int, overrides: Mapping[str, Any]) -> None:
-        task = self._work.remote(str(self._folder), number, dict(overrides))
+    def start(self, number: int, job: Mapping[str, Any]) -> None:
+        task = self._work.remote(str(self._folder), number, dict(job))
         self._tasks[task] = number
 
     def ended(self, seconds: float) -> list[tuple[int, Outcome]]:
@@ -240,9 +240,9 @@ class Slurm:
         self._failed = submitit.core.utils.UncompletedJobError, submitit.core.utils.FailedJobError
         self._jobs: dict[int, Any] = {}
 
-    def start(self, number: int, overrides: Mapping[str, Any]) -> None:
+    def start(self, number: int, job: Mapping[str, Any]) -> None:
         self._jobs[number] = self._executor.submit(work, str(self._folder), number,
-                                                   dict(overrides))
+                                                   dict(job))
 
     def ended(self, seconds: float) -> list[tuple[int, Outcome]]:
         deadline = time.monotonic() + seconds

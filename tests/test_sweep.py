@@ -72,7 +72,7 @@ def test_integers_stay_within_their_bounds(low: int, more: int, seed: int) -> No
     (lambda: repeat([{"seed": 1}], 2), "repeat: the trials vary the seed already."),
     (lambda: repeat([{}], 0), "repeat(..., 0): expected at least one seed."),
     (lambda: optuna_(3, sampler="tpo", a=uniform(0, 1)), "optuna_(sampler='tpo'): expected one of "
-     "tpe, random, cmaes, gp. Did you mean 'tpe'?"),
+     "tpe, random, gp. Did you mean 'tpe'?"),
     (lambda: optuna_(3), "optuna_: expected the distribution of at least one path."),
     (lambda: optuna_(3, together=0, a=uniform(0, 1)), "optuna_(together=0): expected at least 1."),
 ])

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdl import cli, config, train
+from jaxdl import cli, config
 from jaxdl.checkpoint import arrays, committed
 from jaxdl.clock import MEASURED
 from jaxdl.tasks.classification import Classification
@@ -266,4 +266,48 @@ def test_programs_of_one_structure_are_shared_one_by_one() -> None:
     assert int(other.knobs[1]) == 5 and int(first.knobs[1]) == 0
     batch = next(iter(other.plan(0, 1)[0]["index"][None]))
     np.testing.assert_array_equal(batch, source.index(5, 0, experiment.batch_size))
-    assert train.Fit is not None
+
+
+def test_a_group_goes_on_of_which_the_first_have_ended(tmp_path: Path) -> None:
+    """By NaN and by early stopping; then the others are left, and continued."""
+    file = tmp_path / "own.py"
+    file.write_text("""
+import os
+import signal
+from dataclasses import dataclass, replace
+from jaxdl.experiment import Best
+from tests.tiny import shorter
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    every: int = 4
+
+    def __call__(self, task, state, context):
+        mark = context.folder.parent.parent / "left"
+        if context.step == 28 and task.label_smoothing > 0.02 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {"value": -abs(context.step - 1000 * task.label_smoothing)}
+
+def config():
+    base = shorter(evals={"peak": Peak()}, best=Best(metric="peak/value", patience=1))
+    return replace(base, task=replace(base.task, label_smoothing=0.0))
+
+def sweep():
+    nan, rate = {"optimizer.weight_decay": 1e30}, "task.label_smoothing"
+    return [{rate: 0.03, **nan}, {rate: 0.004}, {rate: 0.032}, {rate: 0.036}, {rate: 0.04}]
+""")
+    own, run = f"--experiment={file}", tmp_path / "sweep"
+    assert sweep(run, experiment=own) == 75
+    assert sweep(run, experiment=own) == 0
+    text = (run / "results.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in sorted(text[1:])] == [
+        "failed", "done", "done", "done", "done"]
+    for number, peak in ((2, 0.032), (3, 0.036), (4, 0.04)):
+        alone = tmp_path / f"alone{number}"
+        (tmp_path / "left").touch()
+        assert cli.main([own, f"--workdir={alone / 'x' / 'y'}",
+                         f"--task.label_smoothing={peak}"]) in (0, 75)
+        assert cli.main([own, f"--workdir={alone / 'x' / 'y'}",
+                         f"--task.label_smoothing={peak}"]) == 0
+        assert_close(logged(run / "trials" / f"{number:04d}"), logged(alone / "x" / "y"), 1e-3)
