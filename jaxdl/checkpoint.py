@@ -162,7 +162,7 @@ class Checkpoints:
         kept = list(bests)[-self.keep:]
         # An older one may be what a kept one, if it must be fallen back to, calls the best.
         needed = {best, *kept, *(bests[s] for s in kept)}
-        return [old for old in bests if old not in needed]
+        return [old for old in reversed(bests) if old not in needed]  # a best after its followers
 
     def _remembered(self, step: int, meta: Mapping[str, Any]) -> bool:
         """Whether a step is committed. Then the arrays are the same; what is known about them may
