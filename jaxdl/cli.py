@@ -412,9 +412,9 @@ def _main(args: list[str]) -> int:
     wants_help = any(a in ("--help", "-h") for a in args)
     target, rest = _take(args, "experiment")
     if target is None and wants_help:
-        modes = [f"  {name:13} {m.help}" for name, m in MODES.items()]
-        modes.append(f"  {'list':13} list the experiments")
-        modes.append(f"  {'launch':13} run a mode in --processes=N processes of this machine")
+        modes = [f"  {name:14} {m.help}" for name, m in MODES.items()]
+        modes.append(f"  {'list':14} list the experiments")
+        modes.append(f"  {'launch':14} run a mode in --processes=N processes of this machine")
         print(USAGE.format(modes="\n".join(modes)))
         return 0
     if mode == "launch":

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdl import cli, config, files, record, train
+from jaxdl import cli, config, files, record, study, train
 from jaxdl.data.digits import Digits
 from jaxdl.experiment import Best, Experiment, Mesh
 from jaxdl.models.resnet import ResNet
@@ -46,6 +46,13 @@ def test_it_is_what_its_golden_file_says(name: str) -> None:
     if os.environ.get("JAXDL_UPDATE_GOLDEN"):
         path.write_text(text)
     assert path.read_text() == text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_trials_of_its_sweep_fit(name: str) -> None:
+    module = files.load(ROOT / "experiments" / f"{name}.py")
+    for trial in getattr(module, "sweep", list)():
+        assert study.checked(files.build(module), trial, name) == trial
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
