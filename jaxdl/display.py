@@ -104,3 +104,8 @@ def _numbers(values: Mapping[str, float]) -> str:
     order = sorted(values, key=lambda name: name.split("/")[-1] != "loss")
     return "  ".join(f"{name} {values[name]:,.0f}" if 1_000 <= abs(values[name]) < 1e9
                      else f"{name} {values[name]:.4g}" for name in order)
+
+
+def size(count: int) -> str:
+    """Bytes in words."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -22,6 +22,22 @@ class InUse(UserError):
     """A run directory that another process writes into."""
 
 
+class NotFinite(RunError):
+    """What ends a run in which such a step occurred."""
+
+
+class UsedAsStructure(Exception):
+    """Trials differ in floats that a program cannot take as arguments.
+
+    Args:
+      paths: of the floats, in {"task": ..., "optimizer": ..., "transforms": ...}.
+    """
+
+    def __init__(self, paths: list[str]) -> None:
+        super().__init__(", ".join(paths))
+        self.paths = paths
+
+
 class DataMissing(UserError):
     """A data set that is not on this machine and cannot be fetched."""
 

@@ -39,12 +39,23 @@ from rich.table import Table
 
 from jaxdl import clock, config, display, environment, files, record, sweep, sweep_page, workers
 from jaxdl.checkpoint import committed, write_atomically
-from jaxdl.errors import InUse, NoRoom, RunError, UserError, nearest, out_of_memory, shown, told
+from jaxdl.errors import (
+    InUse,
+    NoRoom,
+    NotFinite,
+    RunError,
+    UsedAsStructure,
+    UserError,
+    nearest,
+    out_of_memory,
+    shown,
+    told,
+)
 from jaxdl.experiment import Experiment
 from jaxdl.ledger import DONE, ENDED, FAILED, PENDING, PRUNED, RUNNING, Entry, Ledger
 from jaxdl.process import Lock, Preempted, Signals, Watchdog
 from jaxdl.sweep import Search, Sweep
-from jaxdl.train import Program, UsedAsStructure, better, splits, validate
+from jaxdl.train import Program, better, splits, validate
 from jaxdl.workers import Outcome, trial_folder
 
 TURNS, MEASURED = 5, 0.15  # of each way of training, and seconds of each turn
@@ -660,7 +671,7 @@ class Runner:
           Preempted: the process was asked to leave; everything is saved.
           RunError: what is no fault of the trial's: a disk that is full, say.
         """
-        from jaxdl.train import NotFinite, fit
+        from jaxdl.train import fit
 
         with logging_to(folder), self.watchdog() as watchdog:
             try:

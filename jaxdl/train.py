@@ -27,7 +27,7 @@ from jaxdl.clock import Clock
 from jaxdl.data.loader import Inputs, Plan, ahead, shuffled
 from jaxdl.data.source import Source
 from jaxdl.display import console
-from jaxdl.errors import RunError, UserError, nearest
+from jaxdl.errors import NotFinite, RunError, UsedAsStructure, UserError, nearest
 from jaxdl.evaluate import Context, assemble
 from jaxdl.experiment import Best, Experiment
 from jaxdl.init_from import overlay
@@ -368,28 +368,12 @@ class Progress:
         return False
 
 
-class UsedAsStructure(Exception):
-    """Trials differ in floats that a program cannot take as arguments.
-
-    Args:
-      paths: of the floats, in {"task": ..., "optimizer": ..., "transforms": ...}.
-    """
-
-    def __init__(self, paths: list[str]) -> None:
-        super().__init__(", ".join(paths))
-        self.paths = paths
-
-
 class NonFinite(Exception):
     """A step whose loss or gradient was NaN or infinite."""
 
     def __init__(self, step: int, names: str) -> None:
         super().__init__(step, names)
         self.step, self.names = step, names
-
-
-class NotFinite(RunError):
-    """What ends a run in which such a step occurred."""
 
 
 def finite_or_raise(window: Window) -> Window:
@@ -487,9 +471,9 @@ class Fit:
             peak = f" (peak {self.peak / 1e9:,.0f} a second)" if self.peak else ""
             console.print(f"compiled in {time.perf_counter() - began:.1f} s ({found} of "
                           f"{found + missed} programs were in the cache); state "
-                          f"{_size(parallel.bytes_of(carry.state))}, data on the device "
-                          f"{_size(parallel.bytes_of(program.arrays))}, temporaries of a step "
-                          f"{_size(memory.temp_size_in_bytes) if memory else 'unknown'}, "
+                          f"{display.size(parallel.bytes_of(carry.state))}, data on the device "
+                          f"{display.size(parallel.bytes_of(program.arrays))}, temporaries of a "
+                          f"step {display.size(memory.temp_size_in_bytes) if memory else '?'}, "
                           f"{self.flops / 1e9:.4g} GFLOP a step{peak}")
             if program.notes:
                 console.print("; ".join(sorted(program.notes)))
@@ -786,7 +770,3 @@ def _all_finite(state: Any) -> jax.Array:
     return functools.reduce(jnp.logical_and, (
         jnp.isfinite(x).all() for x in jax.tree.leaves(state)
         if jnp.issubdtype(x.dtype, jnp.floating)), jnp.bool_(True))
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

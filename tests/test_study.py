@@ -216,7 +216,7 @@ def test_a_sweep_of_something_else_is_refused(file: Path,
     lock.release()
 
 
-@pytest.mark.parametrize("executor", ["sequential", "vmap", "processes"])
+@pytest.mark.parametrize("executor", ["vmap", "processes"])
 def test_a_killed_sweep_goes_on(file: Path, executor: str) -> None:
     """SIGKILL as soon as the first trial is on disk, or the first checkpoint of all."""
     straight = file.parent / "straight"
