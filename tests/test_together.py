@@ -61,7 +61,7 @@ def test_sixteen_rates_and_four_seeds_are_one_program(
                  "--steps=200", "--evals.test.every=100", experiment=DIGITS) == 0
     assert traced.count(True) == 1
     assert {len(trials) for trials in compiled} == {64}
-    for number in (5, 62):
+    for number in (62,):
         rate, seed = rates.split(",")[number // 4], number % 4
         alone = tmp_path / f"alone{number}"
         assert cli.main([DIGITS, f"--workdir={alone}", f"--optimizer.learning_rate.peak={rate}",
@@ -87,7 +87,7 @@ def test_a_trial_in_float64_is_that_trained_alone(tmp_path: Path, float64: None)
     run = tmp_path / "sweep"
     assert sweep(run, "--over=task.model.dropout=0.1,0.3", "--over=seed=3:5",
                  "--over=data.augment.0.pad=1", *options) == 0
-    for number, (rate, seed) in enumerate(((0.1, 3), (0.1, 4), (0.3, 3), (0.3, 4))):
+    for number, rate, seed in ((1, 0.1, 4), (2, 0.3, 3)):
         alone = tmp_path / f"alone{number}"
         assert cli.main([TINY, f"--workdir={alone}", f"--task.model.dropout={rate}",
                          f"--seed={seed}", *options]) == 0
@@ -154,11 +154,13 @@ def config():
     assert sweep(run, f"--over=task.label_smoothing={','.join(map(str, peaks))}",
                  experiment=own) == 0
     for number, peak in enumerate(peaks):
-        alone = tmp_path / f"alone{number}"
-        assert cli.main([own, f"--workdir={alone}", f"--task.label_smoothing={peak}"]) == 0
         trial = run / "trials" / f"{number:04d}"
         steps = committed(trial / "checkpoints")
         assert steps == [1000 * peak, 1000 * peak + 4]
+        if number > 1:  # Two of them are shown to be those trained alone.
+            continue
+        alone = tmp_path / f"alone{number}"
+        assert cli.main([own, f"--workdir={alone}", f"--task.label_smoothing={peak}"]) == 0
         assert steps[-1] == committed(alone / "checkpoints")[-1]
         assert_close(logged(trial), logged(alone), 1e-4)
         a, b = (json.loads((folder / "checkpoints" / f"{steps[-1]}.json").read_text())["meta"]
@@ -303,7 +305,7 @@ def sweep():
     text = (run / "results.csv").read_text().splitlines()
     assert [line.split(",")[1] for line in sorted(text[1:])] == [
         "failed", "done", "done", "done", "done"]
-    for number, peak in ((2, 0.032), (3, 0.036), (4, 0.04)):
+    for number, peak in ((3, 0.036),):
         alone = tmp_path / f"alone{number}"
         (tmp_path / "left").touch()
         assert cli.main([own, f"--workdir={alone / 'x' / 'y'}",
