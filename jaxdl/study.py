@@ -797,7 +797,7 @@ def grouped(study: Study, trials: Sequence[Prepared]) -> list[list[Prepared]]:
 
 
 def one_by_one(study: Study, runner: Runner, group: Sequence[Prepared]) -> None:
-    if group[0].entry.group is None:
+    if group and group[0].entry.group is None:
         study.group(group, "sequential")
     for trial in group:
         number = trial.entry.number

@@ -386,6 +386,16 @@ def test_a_first_trial_that_cannot_be_trained_hides_no_other(file: Path) -> None
     assert sorted(row["state"] for row in rows(folder)) == ["done", "done", "failed"]
 
 
+def test_what_memory_does_not_hold_is_split(file: Path, monkeypatch: pytest.MonkeyPatch,
+                                            capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(study, "memory_of", lambda program: 10 * len(program.trials))
+    monkeypatch.setattr(study, "free_memory", lambda devices: 25)
+    status, folder = run(file, "--steps=2", executor="vmap")
+    assert status == 0 and "so 2 at once" in capsys.readouterr().out
+    groups = [e.group for e in Ledger(folder / "ledger.sqlite").trials()]
+    assert groups == [0, 0, 1, 1] and len(list((folder / "groups").glob("0*"))) == 2
+
+
 class Fixed(study.Study):
     """A study of given results."""
 
