@@ -63,7 +63,7 @@ class TrainOptions:
     resume: bool = False
     strict_data: bool = False
     accept_changes: bool = False
-    sinks: tuple[str, ...] = ()
+    sinks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     profile: str | None = None
     preempt_grace: Seconds | None = None
     stuck_after: Seconds | None = None
@@ -141,7 +141,7 @@ class SweepOptions:
     rung: config.Size | None = None
     strict_data: bool = False
     accept_changes: bool = False
-    sinks: tuple[str, ...] = ()
+    sinks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
     preempt_grace: Seconds | None = None
     stuck_after: Seconds | None = None
 
@@ -548,9 +548,10 @@ def parse_flags(experiment: Any, options: Any, args: list[str],
     hints = {p: leaf.hint for node in (options, experiment) for p, leaf in config.leaves(node)}
     flags = list(_flags(args, hints, tree))
     tokens = [token for key, values in flags for token in (f"--{key}", *values)]
+    typed_keys: set[str] | None = {key for key, _ in flags}
     if any(a in ("--help", "-h") for a in args):
-        tokens = ["--help"]
-    mirror = _mirror(experiment, _mirror(options, None))
+        tokens, typed_keys = ["--help"], None
+    mirror = _mirror(experiment, typed_keys, base=_mirror(options, typed_keys))
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
@@ -658,8 +659,19 @@ def _reduce(box: str, flags: list[tuple[str, list[str]]], hints: Mapping[str, An
     told = box.partition("│ ───")[0]  # What follows is help, and names other flags.
     for key, values in reversed(flags):  # Of two, the last one counts.
         if re.search(rf"--{re.escape(key)}(?![\w.])", told):
-            return f"--{key}={shown(' '.join(values))}: expected {config.describe(hints[key])}."
+            choices = _choices(hints[key])
+            close = [nearest(v, choices) for v in values if v not in choices]
+            return (f"--{key}={shown(' '.join(values))}: expected {config.describe(hints[key])}."
+                    f"{next(filter(None, close), '')}")
     return " ".join(re.sub(r"[─│╭╮╰╯]", " ", box).split())
+
+
+def _choices(hint: Any) -> list[str]:
+    """The words that a type lists."""
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return [str(a) for a in args]
+    return [word for a in args for word in _choices(a)]
 
 
 def _identifier(name: str) -> str:
@@ -668,15 +680,19 @@ def _identifier(name: str) -> str:
     return name if plain and not name.startswith("_") else f"_{name.encode().hex()}"
 
 
-def _mirror(node: Any, base: type | None = None) -> type:
-    """A dataclass whose fields have the names, values and documentation of a node's children."""
+def _mirror(node: Any, wanted: set[str] | None, path: str = "", base: type | None = None) -> type:
+    """A dataclass whose fields have the names, values and documentation of a node's children; of
+    those alone that are, or hold, one of the `wanted` paths, since tyro takes its time for each."""
     import tyro
 
-    documented = _documentation(type(node))
+    documented = _documentation(type(node)) if wanted is None else {}
     fields: list[tuple[str, Any, Any]] = []
     for name, child in config.children(node).items():
+        whole = f"{path}.{name}" if path else name
+        if wanted is not None and not any(f"{w}.".startswith(f"{whole}.") for w in wanted):
+            continue
         if config.is_node(child):
-            kind = _mirror(child)
+            kind = _mirror(child, wanted, whole)
             value = dataclasses.field(default=kind())
         else:
             hint = config.annotation(node, name)

@@ -6,6 +6,7 @@ from names to numbers, and is closed at the end.
 
 import importlib.util
 import json
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,16 +58,22 @@ class TensorBoard:
 
 
 class WandB:
-    """Weights & Biases. The run's id is the directory's name, so that a resumed run goes on in the
-    same curve; `step` is a metric of its own, so that it may repeat after a resume."""
+    """Weights & Biases. The run's id is kept in its directory, so that a resumed run goes on in the
+    same curve; `step` is a metric of its own, so that it may repeat after a resume. A trial belongs
+    to the group of its sweep; several may be open in one process."""
 
     def __init__(self, folder: Path, start: int) -> None:
         import wandb
 
         config = json.loads((folder / "config.json").read_text())
-        project = config["name"]
-        self._run = wandb.init(project=project, id=f"{project}-{folder.name}", resume="allow",
-                               dir=str(folder), config=config)
+        project, kept = config["name"], folder / "wandb_run_id"
+        if not kept.exists():
+            kept.write_text(f"{folder.name}-{secrets.token_hex(4)}")
+        trial = folder.absolute().parent.name == "trials"
+        self._run = wandb.init(
+            project=project, id=kept.read_text(), name=folder.name, resume="allow",
+            group=folder.absolute().parents[1].name if trial else None, dir=str(folder),
+            config=config, reinit="create_new")
         self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -77,23 +84,28 @@ class WandB:
 
 
 class MLflow:
-    """MLflow's tracking server or folder, as its environment variables say."""
+    """MLflow's tracking server or folder, as its environment variables say. Through its client:
+    `mlflow.log_metrics` knows of one open run in a process, and a sweep has many."""
 
     def __init__(self, folder: Path, start: int) -> None:
         import mlflow
 
-        self._mlflow = mlflow
-        mlflow.set_experiment(json.loads((folder / "config.json").read_text())["name"])
-        kept = folder / "mlflow_run_id"
-        run = mlflow.start_run(run_id=kept.read_text() if kept.exists() else None,
-                               run_name=folder.name)
-        kept.write_text(run.info.run_id)
+        experiment = mlflow.set_experiment(json.loads((folder / "config.json").read_text())["name"])
+        self._client, kept = mlflow.MlflowClient(), folder / "mlflow_run_id"
+        if not kept.exists():
+            run = self._client.create_run(experiment.experiment_id, run_name=folder.name)
+            kept.write_text(run.info.run_id)
+        self._id = kept.read_text()
+        self._client.update_run(self._id, "RUNNING")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self._mlflow.log_metrics(dict(values), step=step)
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1_000)
+        self._client.log_batch(self._id, [Metric(k, v, now, step) for k, v in values.items()])
 
     def close(self) -> None:
-        self._mlflow.end_run()
+        self._client.set_terminated(self._id)
 
 
 SINKS: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}

@@ -1134,6 +1134,15 @@ class Lead(Study):
                                 "--accept_changes.")
         self.book.set("record", dataclasses.asdict(now))
         self.facts()
+        if self.stand_in:  # What was declared for the data itself may not exist in it.
+            trials = self.sweep.trials
+            trials = [dict.fromkeys(trials.space)] if isinstance(trials, Search) else trials
+            for path in dict.fromkeys(p for t in trials for p in t if p.startswith("data.")):
+                try:
+                    config.get(self.base, path)
+                except UserError as error:
+                    raise UserError(f"{error} The data is a stand-in ({self.stand_in}), which has "
+                                    "no such leaf.") from None
 
     def facts(self) -> None:
         """What a process needs to know that trains one of the trials."""

@@ -38,7 +38,8 @@ def error(capfd: Captured, *arguments: str, status: int = 2) -> str:
      "expression."),
     (["--seed=4294967296"], "--seed=4294967296: expected int, between 0 and 4.29497e+09."),
     (["--evals.test.split=tset"], "MortalDigits: no split 'tset'"),
-    (["--sinks=wadnb"], "--sinks=wadnb: expected tensorboard, wandb, mlflow. Did you mean"),
+    (["--sinks=wadnb"], "--sinks=wadnb: expected tuple of 'tensorboard' or 'wandb' or 'mlflow'. "
+     "Did you mean 'wandb'?"),
     (["--steps=1.5"], "--steps=1.5: expected int, at least 1."),
     (["--steps=-1"], "--steps=-1: expected int, at least 1."),
     (["--steps"], "--steps=: expected int, at least 1."),

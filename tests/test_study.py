@@ -369,6 +369,24 @@ def test_a_metric_that_is_not_there_is_told_at_once(file: Path,
                                       "metric. Did you mean 'test/accuracy'?\n")
 
 
+def test_what_a_stand_in_does_not_have_is_told_before_anything_is_trained(
+        tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from jaxdl.data import cifar
+    from jaxdl.errors import DataMissing
+
+    def missing(self: Any) -> None:
+        raise DataMissing("CIFAR-10 is not here, for the test.")
+
+    monkeypatch.setattr(cifar.Cifar10, "prepare", missing)
+    monkeypatch.chdir(ROOT)
+    assert cli.main(["sweep", "--experiment=resnet_cifar", f"--workdir={tmp_path / 'sweep'}",
+                     "--over=data.augment.0.pad=1,2"]) == 2
+    told = capfd.readouterr().err
+    assert told.endswith("The data is a stand-in (Digits in place of Cifar10), which has no such "
+                         "leaf.\n") and told.count("\n") == 1
+    assert not (tmp_path / "sweep/trials").exists()
+
+
 def test_another_metric_ranks_anew(file: Path) -> None:
     assert run(file)[0] == 0
     status, folder = run(file, "--metric=test/loss", "--mode=min")
