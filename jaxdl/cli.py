@@ -660,7 +660,7 @@ def _reduce(box: str, flags: list[tuple[str, list[str]]], hints: Mapping[str, An
     for key, values in reversed(flags):  # Of two, the last one counts.
         if re.search(rf"--{re.escape(key)}(?![\w.])", told):
             choices = _choices(hints[key])
-            close = [nearest(v, choices) for v in values if v not in choices]
+            close = [nearest(v, choices) for v in values if v not in choices and len(v) > 1]
             return (f"--{key}={shown(' '.join(values))}: expected {config.describe(hints[key])}."
                     f"{next(filter(None, close), '')}")
     return " ".join(re.sub(r"[─│╭╮╰╯]", " ", box).split())
