@@ -3,11 +3,8 @@
 Whatever a trial says is escaped, in HTML and in the JSON of the charts. Imports no jax.
 """
 
-import html
-import json
 import math
 import numbers
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxdl import page
+from jaxdl.page import (
+    cell,
+    chart_text,
+    clipped,
+    escaped,
+    falls,
+    finite,
+    layout,
+    section,
+    table,
+    text,
+)
 
 STATES = {"done": "#2b8a3e", "failed": "#c92a2a", "pruned": "#b35c00", "running": "#1c5fa8",
           "pending": "#767d86"}
@@ -56,33 +67,6 @@ class PageTrial:
 # Values and their text.
 
 
-def finite(value: Any) -> float | None:
-    """A number as a float; None if it is none, or not finite."""
-    if type(value) is float:  # most are
-        return value if math.isfinite(value) else None
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return None
-    try:
-        return float(value) if math.isfinite(value) else None
-    except OverflowError:
-        return None
-
-
-def text(value: Any) -> str:
-    """A value as people write it, numbers to four digits."""
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{k}: {text(v)}' for k, v in value.items())}}}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(text, value))}]"
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10 ** 7:
-        number = finite(value)
-        return text(number) if number is not None else (
-            f"{'-' if value < 0 else ''}2^{math.log2(abs(value)):.0f}")
-    if isinstance(value, float):
-        return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
-    return '""' if value == "" else str(value)
-
-
 def key(value: Any) -> tuple[str, Any]:
     """What makes two values the same: 1 and 1.0 are, 1 and True are not."""
     if isinstance(value, Mapping):
@@ -105,38 +89,6 @@ def short_names(paths: Iterable[str]) -> dict[str, str]:
     return {path: next((".".join(own[-n:]) for n in range(1, len(own))
                         if sum(other[-n:] == own[-n:] for other in parts.values()) == 1), path)
             for path, own in parts.items()}
-
-
-def clipped(value: str, length: int) -> str:
-    """On one line, and of a long text the beginning and the end."""
-    value = " ".join(value.split())
-    return value if len(value) <= length else f"{value[:length * 2 // 3]}…{value[-length // 4:]}"
-
-
-def escaped(value: Any) -> str:
-    return html.escape(str(value))
-
-
-def as_json(value: Any) -> str:
-    """JSON that can stand inside a script: numbers to six digits, null for those not finite."""
-    def plain(value: Any) -> Any:
-        if type(value) is int and abs(value) < 2 ** 53:
-            return value
-        if isinstance(value, dict):
-            return {str(k): plain(v) for k, v in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(v) for v in value]
-        if value is None or isinstance(value, bool):
-            return value
-        if isinstance(value, str):
-            return value.encode(errors="backslashreplace").decode()
-        number = finite(value)
-        if number is None or (number.is_integer() and abs(number) < 2 ** 53):
-            return None if number is None else int(number)
-        return float(f"{number:.6g}")
-
-    escapes = {ord(c): f"\\u{ord(c):04x}" for c in "<>&"}
-    return json.dumps(plain(value), separators=(",", ":"), allow_nan=False).translate(escapes)
 
 
 # What the page shows.
@@ -310,22 +262,6 @@ def _forest(trials: Sequence[PageTrial], seed: int) -> tuple[dict[str, float], f
 # Charts, as plotly.js takes them.
 
 
-def chart_text(value: Any, length: int = 60) -> str:
-    """Text in a chart, where plotly.js reads tags, entities, and formulas between dollars."""
-    return html.escape(clipped(text(value), length), quote=False).replace("$", "&#36;")
-
-
-def layout(**options: Any) -> dict[str, Any]:
-    lines = {"gridcolor": "#e9ecef", "linecolor": "#adb5bd", "showline": True, "zeroline": False,
-             "automargin": True, "exponentformat": "power", "minexponent": 5}
-    for name in ("xaxis", "yaxis"):
-        options[name] = {**lines, **options.get(name, {})}
-    return {"font": {"family": "system-ui, sans-serif", "size": 12, "color": "#212529"},
-            "plot_bgcolor": "white", "paper_bgcolor": "white", "hovermode": "closest",
-            "hoverlabel": {"align": "left"}, "showlegend": False, "uirevision": 1,
-            "margin": {"l": 55, "r": 15, "t": 15, "b": 45}, **options}
-
-
 def shade(rank: int, count: int) -> str:
     """The colour of a line: the best stands out, the others pale with their rank."""
     if rank == 0:
@@ -355,7 +291,7 @@ class Page:
         values = [v for t in self.valued if (v := finite(t.value)) is not None]
         self.log = (mode == "min" and bool(values) and min(values) > 0
                     and max(values) / min(values) > 20)
-        self.charts: dict[str, Any] = {}
+        self.charts = page.Charts()
 
     def label(self, trial: PageTrial, seed: bool = True, between: str = ", ") -> str:
         """The overrides that differ between trials; those of a single trial all."""
@@ -368,15 +304,6 @@ class Page:
         lines = [f"trial {trial.number}, {trial.state}", f"{self.metric} = {value}",
                  *self.label(trial, between="\n").split("\n")]
         return "<br>".join(chart_text(line, 120) for line in lines)
-
-    def chart(self, data: list[dict[str, Any]], shape: dict[str, Any], height: int,
-              caption: str = "", width: int = 0) -> str:
-        """The element of a chart, which is drawn when the page has loaded."""
-        name = f"chart{len(self.charts)}"
-        self.charts[name] = {"data": data, "layout": {**shape, "height": height}}
-        note = f"<figcaption>{escaped(caption)}</figcaption>" if caption else ""
-        return (f'<figure><div id="{name}" class="chart" style="height:{height}px;'
-                f'min-width:{width}px"></div>{note}</figure>')
 
     def summary(self) -> str:
         counts = Counter(t.state for t in self.trials)
@@ -474,7 +401,7 @@ class Page:
         caption = ("The best are orange; the darker another line, the better. Drag along an axis "
                    "to pick trials, and its name to move it."
                    f"{f' Left out, without a value: {left:,}.' if left else ''}")
-        return section("Parallel coordinates", self.chart(
+        return section("Parallel coordinates", self.charts.add(
             [data], layout(margin={"l": 90, "r": 90, "t": 75 if len(axes) > 7 else 45, "b": 20}),
             400, caption, 110 * len(axes)))
 
@@ -506,7 +433,7 @@ class Page:
             tight = any((at - before) / (a.range[1] - a.range[0]) < 0.012 * (len(x) + len(y)) + 0.02
                         for (before, x), (at, y) in pairwise(
                             (at, name) for (at, _), name in zip(a.ticks, names, strict=True)))
-            found.append(self.chart([data], layout(
+            found.append(self.charts.add([data], layout(
                 xaxis={"title": {"text": chart_text(self.names[path], 40)}, "range": a.range,
                        "tickvals": [at for at, _ in a.ticks], "ticktext": [*map(chart_text, names)],
                        "tickangle": -35 if tight else 0},
@@ -574,7 +501,7 @@ class Page:
         if any(len(curve) > points for t in drawn for curve in t.curves.values()):
             caption += f" Of a longer curve {points} points are shown, evenly spaced."
         first = buttons[0]["args"][1]
-        return section("Learning curves", self.chart(lines, layout(
+        return section("Learning curves", self.charts.add(lines, layout(
             xaxis={"title": {"text": "step"}, "tickformat": ","}, updatemenus=menus,
             yaxis={"title": {"text": first["yaxis.title.text"]},
                    **{k: first[f"yaxis.{k}"] for k in ("type", "dtick", "tickformat")}},
@@ -602,7 +529,7 @@ class Page:
         data = {"type": "bar", "orientation": "h", "x": values, "y": list(range(len(names))),
                 "marker": {"color": shade(1, 3)}, "text": [f"{v:.0%}" for v in values],
                 "textposition": "outside", "cliponaxis": False, "hoverinfo": "skip"}
-        return section("Importance of the leaves", self.chart([data], layout(
+        return section("Importance of the leaves", self.charts.add([data], layout(
             xaxis={"title": {"text": "share"}, "tickformat": ".0%",
                    "range": [0, max(values) * 1.08]},
             yaxis={"tickvals": list(range(len(names))), "ticktext": names, "ticklen": 4},
@@ -624,23 +551,6 @@ LINE = {"mode": "lines", "connectgaps": False,
         "hovertemplate": "%{meta[0]}<br>step %{x:,}: %{y:.5g}<extra></extra>"}
 
 
-def section(title: str, content: str, aside: str = "") -> str:
-    return f"<section><h2>{escaped(title)} <small>{aside}</small></h2>{content}</section>"
-
-
-def table(head: str, rows: Sequence[str]) -> str:
-    return (f"<div class=scroll><table><thead><tr>{head}</tr></thead>"
-            f"<tbody>{''.join(rows)}</tbody></table></div>")
-
-
-def cell(place: float | None, shown: str, title: str = "", colour: str = "") -> str:
-    """A cell of a table: where it is sorted, what it shows, what it says under the mouse."""
-    sort = "" if place is None else f' data-v="{place:.9g}"'
-    tip = f' title="{escaped(title[:2000])}"' if title and title != shown else ""
-    dot = f'<i style="background:{colour}"></i>' if colour else ""
-    return f"<td{sort}{tip}>{dot}{escaped(shown)}</td>"
-
-
 def mean_and_sd(found: Configuration) -> str:
     """Mean ± standard deviation, to two digits of the latter."""
     if found.mean is None:
@@ -651,13 +561,6 @@ def mean_and_sd(found: Configuration) -> str:
     if not 0 <= digits <= 6:
         return f"{text(found.mean)} ± {found.sd:.2g}"
     return f"{found.mean:.{digits}f} ± {found.sd:.{digits}f}"
-
-
-def falls(curves: Sequence[Sequence[float | None]]) -> bool:
-    """Whether curves begin far above their ends, as losses do: a logarithmic axis shows both."""
-    known = [found for c in curves if (found := [x for x in c if x is not None])]
-    return bool(known) and min(map(min, known)) > 0 and (
-        max(map(max, known)) > 10 * float(np.median([c[-1] for c in known])))
 
 
 def thinned(curve: Sequence[tuple[int, float | None]], points: int) -> tuple[list[Any], list[Any]]:
@@ -704,59 +607,16 @@ def write(path: Path, *, title: str, metric: str | None, mode: str, trials: Sequ
       trials: in any order.
       notes: lines to stand below the summary.
     """
-    from plotly.offline import get_plotlyjs
-
-    page = Page(metric, mode, trials)
+    made = Page(metric, mode, trials)
     said = "".join(f"<p class=note>{escaped(note)}</p>" for note in notes)
-    body = "\n".join([f"<h1>{escaped(title)}</h1>", page.summary(), said, page.ranking(),
-                      page.seeds(), page.parallel(), page.leaves(), page.curves(),
-                      page.importance(), page.failures()])
-    script = ""
-    if page.charts:
-        data = {"trials": [page.hover(t) for t in page.trials], "charts": page.charts}
-        script = (f"<script>{get_plotlyjs()}</script>\n<script>const page = {as_json(data)};\n"
-                  f"{DRAW}</script>")
-    whole = (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">\n{POLICY}\n'
-             f'<link rel="icon" href="data:,"><title>{escaped(title)}</title>\n'
-             f"<style>{STYLE}</style></head>\n<body><main>\n{body}\n</main>\n{script}\n"
-             f"<script>{SORT}</script></body></html>\n")
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(whole.encode(errors="backslashreplace"))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    body = "\n".join([f"<h1>{escaped(title)}</h1>", made.summary(), said, made.ranking(),
+                      made.seeds(), made.parallel(), made.leaves(), made.curves(),
+                      made.importance(), made.failures()])
+    page.save(path, page.document(title, body, made.charts, script=SCRIPT,
+                                  data={"trials": [made.hover(t) for t in made.trials]}))
 
 
-# No request leaves the page. plotly.js compiles what it draws on the graphics card.
-POLICY = """<meta http-equiv="Content-Security-Policy" content="default-src 'none';
-script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:">"""
-STYLE = """
-:root { color-scheme: light; }
-body { margin: 0; background: #f4f5f7; color: #212529; font: 15px/1.5 system-ui, sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 24px 20px 48px; }
-h1 { font-size: 26px; margin: 0 0 4px; overflow-wrap: anywhere; }
-h2 { font-size: 18px; margin: 0 0 10px; overflow-wrap: anywhere; }
-section { background: white; border: 1px solid #e1e4e8; border-radius: 8px; margin: 18px 0 0;
-  padding: 16px 18px; }
-small { color: #5c636a; font-weight: 400; }
-.summary { margin: 0; overflow-wrap: anywhere; }
-.note, figcaption { color: #5c636a; font-size: 13px; margin: 6px 0 0; overflow-wrap: anywhere; }
-code { font-size: 13px; background: #e9ecef; border-radius: 4px; padding: 1px 5px; }
-.scroll { max-height: 436px; overflow: auto; }
-table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
-th { position: sticky; top: 0; background: white; box-shadow: inset 0 -2px #ced4da; }
-th, td { text-align: left; padding: 4px 16px 4px 6px; white-space: nowrap; }
-td { border-bottom: 1px solid #eef0f2; }
-td.reason { white-space: normal; min-width: 280px; overflow-wrap: anywhere; }
-tr.best td { background: #fff1e6; font-weight: 600; }
-th button { all: unset; cursor: pointer; }
-th button:hover, th button:focus-visible { text-decoration: underline; }
-td i { display: inline-block; width: 9px; height: 9px; border-radius: 50%; margin-right: 7px; }
-figure { margin: 0; overflow-x: auto; min-width: 0; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(340px, 1fr)); gap: 8px; }
-"""
-DRAW = r"""
+SCRIPT = r"""
 const graphics = !!document.createElement("canvas").getContext("webgl");
 const plain = s => s.replace(/&/g, "&amp;").replace(/</g, "&lt;");
 function lines({dimensions: axes}) {  // parallel coordinates where there is no WebGL
@@ -787,22 +647,5 @@ for (const [name, chart] of Object.entries(page.charts)) {
                           ticktext: axes.map(a => a.label)};
     chart.layout.yaxis = {visible: false};
   }
-  Plotly.newPlot(name, chart.data, chart.layout, {
-    responsive: true, displaylogo: false, showSendToCloud: false,
-    displayModeBar: !!chart.layout.updatemenus});
 }
 """.replace("BEST", BEST)
-SORT = """
-document.querySelectorAll("th button").forEach(button => button.onclick = () => {
-  const th = button.parentNode, body = th.closest("table").tBodies[0];
-  const up = th.getAttribute("aria-sort") !== "ascending", sign = up ? 1 : -1;
-  const value = row => parseFloat(row.cells[th.cellIndex].dataset.v ?? "NaN");
-  const rows = [...body.rows].sort((a, b) => {
-    const x = value(a), y = value(b);
-    return isNaN(x) || isNaN(y) ? isNaN(x) - isNaN(y) : sign * (x - y);
-  });
-  for (const other of th.parentNode.cells) other.removeAttribute("aria-sort");
-  th.setAttribute("aria-sort", up ? "ascending" : "descending");
-  body.append(...rows);
-});
-"""

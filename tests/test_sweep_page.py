@@ -1,10 +1,8 @@
 """The page of a sweep: its numbers, that no text breaks out of it, and that a browser draws it."""
 
-import html
 import json
 import math
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,10 +14,10 @@ import pytest
 
 from jaxdl import sweep_page
 from jaxdl.sweep_page import PageTrial, axis, configurations, importances, short_names, write
+from tests.browser import BROWSER, browse
 
 EVIL = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 1'>"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-               None)
+
 
 
 def trial(number: int, value: float | None = None, state: str = "done", reason: str = "",
@@ -79,7 +77,7 @@ def page(folder: Path, trials: list[PageTrial], mode: str = "max",
 
 def own(path: Path) -> str:
     """The page without plotly.js."""
-    return re.sub(r"(?s)<script>/\*\*\n\* plotly\.js.*?</script>", "", path.read_text())
+    return re.sub(r'(?s)<script type="text/plain" id="plotly">.*?</script>', "", path.read_text())
 
 
 def charts(path: Path) -> dict[str, Any]:
@@ -257,7 +255,7 @@ def test_a_large_sweep_makes_a_moderate_file(tmp_path: Path,
     curve = [(i, 1 / i) for i in range(1, 1001)]
     trials = [PageTrial(**{**vars(t), "curves": dict.fromkeys(metrics, curve)}) for t in trials]
     path = page(tmp_path, trials)
-    assert path.stat().st_size < 14e6
+    assert path.stat().st_size < 11e6
     lines = next(c for c in charts(path).values() if "updatemenus" in c["layout"])["data"]
     assert len(lines) == 200
     assert all(len(line["x"]) <= 200 and line["x"][-1] == 1000 for line in lines)
@@ -268,46 +266,6 @@ def test_neither_jax_nor_plotly_is_imported() -> None:
     code = ("import sys, jaxdl.sweep_page\n"
             "sys.exit(bool({'jax', 'plotly', 'sklearn'} & {*sys.modules}))")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-PROBE = """<script>setTimeout(() => {
-  const size = e => { const r = e.getBoundingClientRect(); return [r.width, r.height]; };
-  const found = [...document.querySelectorAll(".chart")].map(chart => ({
-    drawn: [...chart.querySelectorAll("svg.main-svg, canvas")].map(size),
-    marks: chart.querySelectorAll(".points path, .js-line, canvas").length,
-    refused: !!chart.querySelector(".no-webgl"),
-    wide: chart.scrollWidth <= chart.clientWidth + 1}));
-  const row = () => document.querySelector("tbody tr")?.cells[0].textContent, rows = [row()];
-  for (const _ of [0, 1]) { document.querySelector("th button")?.click(); rows.push(row()); }
-  const buttons = [...document.querySelectorAll(".modebar-btn")].map(b => b.dataset.title);
-  const probe = document.createElement("pre");
-  probe.id = "probe";
-  probe.textContent = JSON.stringify({found, rows, buttons, broken: window.broken ?? null});
-  document.body.append(probe);
-}, 3000)</script>"""
-
-
-def browse(path: Path, folder: Path, *options: str) -> tuple[dict[str, Any], list[str], list[str]]:
-    """(what the probe saw, messages of the console, addresses that the page asked for)."""
-    assert BROWSER
-    path.write_text(path.read_text().replace("</body>", f"{PROBE}</body>"))
-    log = folder / "net.json"
-    done = subprocess.run(
-        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--use-angle=swiftshader",
-         "--enable-unsafe-swiftshader", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-default-apps",
-         "--disable-extensions", "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND",
-         f"--user-data-dir={folder / 'profile'}", f"--log-net-log={log}", "--enable-logging=stderr",
-         "--v=0", "--window-size=1300,3000", "--virtual-time-budget=20000", "--dump-dom", *options,
-         path.as_uri()], capture_output=True, text=True, timeout=120)
-    seen = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout)
-    assert seen, done.stderr
-    console = [line for line in done.stderr.splitlines()
-               if "CONSOLE" in line and "GL Driver Message" not in line]
-    requests = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]
-    asked = [r["url"] for r in requests if r.get("url", "").startswith("http")
-             and r.get("initiator", "not an origin") != "not an origin"]  # as the browser's own are
-    return json.loads(html.unescape(seen[1])), console, asked
 
 
 @pytest.mark.skipif(BROWSER is None, reason="apt-get install chromium")
