@@ -84,6 +84,7 @@ class Signals:
 
     def __enter__(self) -> "Signals":
         self._old = _handled((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), self._handle)
+        self.name = "".join(_early[:1])
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -117,18 +118,26 @@ class Signals:
         return future.result()
 
 
+# What a handler raises is lost where no exception can pass, in JAX's callback of the garbage
+# collector for one. So a signal is noted, too, for the next `Signals`.
+_early: list[str] = []
+
+
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP raise Early wherever the program stands, as SIGINT raises a
+    """Inside, SIGTERM and SIGHUP raise Early wherever the program stands, and SIGINT raises a
     KeyboardInterrupt: for the time in which there is nothing to save."""
     def leave(number: int, frame: types.FrameType | None) -> None:
-        raise Early(signal.Signals(number).name)
+        name = signal.Signals(number).name
+        _early.append(name)
+        raise KeyboardInterrupt if number == signal.SIGINT else Early(name)
 
-    old = _handled((signal.SIGTERM, signal.SIGHUP), leave)
+    old = _handled((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), leave)
     try:
         yield
     finally:
         _restored(old)
+        _early.clear()
 
 
 def _handled(numbers: Iterable[int], handler: Callable[..., None]) -> dict[int, Any]:

@@ -89,6 +89,22 @@ def test_a_signal_before_there_is_anything_to_save() -> None:
         "did\n"))
 
 
+def test_a_signal_in_a_place_that_no_exception_leaves_is_not_lost(tmp_path: Path) -> None:
+    """JAX runs code whenever garbage is collected, and Python drops what is raised in there."""
+    done = python("import gc, os, sys\nfrom jaxdl import cli, data\nfrom jaxdl.data import digits\n"
+                  "open_ = digits.Digits.open\n"
+                  "def collected(phase, info): os.kill(os.getpid(), 15)\n"
+                  "def open_in_garbage(self, split):\n"
+                  "    gc.callbacks.append(collected); gc.collect(); gc.callbacks.clear()\n"
+                  "    digits.Digits.open = open_\n"
+                  "    return open_(self, split)\n"
+                  "digits.Digits.open = open_in_garbage\n"
+                  f"sys.exit(cli.main(['--experiment=mlp_digits', '--workdir={tmp_path}']))")
+    assert done.returncode == 75 and "Exception ignored in" in done.stderr
+    assert done.stderr.endswith("SIGTERM: left before a step was trained; the same command starts "
+                                "again where this one did\n")
+
+
 def test_a_run_without_progress_ends_and_says_where_it_stood() -> None:
     done = python("import time\nfrom jaxdl.distributed import give_up\n"
                   "from jaxdl.process import Watchdog\n"
