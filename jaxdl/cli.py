@@ -147,6 +147,27 @@ class SweepOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckOptions:
+    """What to check, and how long.
+
+    Attributes:
+      fast: leaves out the checks that train.
+      only: names of checks; all if left out.
+      train_steps: of the runs that checks train, at most.
+      examples: in a batch, at most.
+      strict_data: refuses the stand-in where the declared data is missing.
+      workdir: where to write check.html. None: runs/NAME.
+    """
+
+    fast: bool = False
+    only: tuple[str, ...] = ()
+    train_steps: config.Size = 100
+    examples: config.Size = 32
+    strict_data: bool = False
+    workdir: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShowOptions:
     """Prints the experiment as a tree; leaves that the command line changed are marked."""
 
@@ -309,6 +330,13 @@ def verify_resume(command: Command) -> int:
     return resume.verify(command)
 
 
+def check(command: Command) -> int:
+    """Looks for the mistakes that raise no error."""
+    from jaxdl import check
+
+    return check.run(command)
+
+
 def show(command: Command) -> int:
     """Prints the experiment as a tree."""
     def lines(node: Any, was: Any, name: str, depth: int) -> Iterator[str]:
@@ -348,6 +376,8 @@ MODES = {
     "sweep": Mode(sweep, SweepOptions,
                   "train many trials, declared by sweep() in the file or by --over, and compare "
                   "them"),
+    "check": Mode(check, CheckOptions,
+                  "look for the mistakes that raise no error, before the long run"),
     "verify-resume": Mode(verify_resume, VerifyOptions,
                           "kill a run, continue it, and compare it bit by bit with one that was "
                           "not killed"),

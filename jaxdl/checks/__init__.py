@@ -1,0 +1,1 @@
+"""The checks of `check`, each a function of a `Subject`: see check.py."""

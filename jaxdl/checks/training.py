@@ -1,0 +1,236 @@
+"""Checks that train: a few hundred steps of the experiment's own recipe, all with one compiled step
+for which the data, the labels and the learning rate are arguments."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdl import config
+from jaxdl.checks.data import shapes
+from jaxdl.checks.subject import Finding, Subject, judged, skipped, window_loss
+from jaxdl.errors import told
+from jaxdl.task import named
+from jaxdl.train import Carry, Program
+
+BATCH = "an epoch's batches all have one shape"
+
+
+def updates(subject: Subject) -> Finding:
+    """A step changes each weight by about a thousandth of it.
+
+    The norm of the update over the norm of the parameter, by array, at a third of the recipe. Far
+    less: it hardly learns; far more: it jumps."""
+    ratios: dict[str, float] = {}
+    last = max(2, subject.experiment.steps // 3)
+    states: list[Any] = []
+
+    def watch(step: int, carry: Carry) -> None:
+        if step >= last - 1:
+            states.append(jax.device_get(getattr(carry.state, "params", {})))
+
+    subject.trained(steps=last, watch=watch)
+    before, after = states[-2:]
+    for path, old in named(before).items():
+        if old.ndim >= 2 and (size := float(np.linalg.norm(old))) > 0:
+            ratios[path] = float(np.linalg.norm(named(after)[path] - old)) / size
+    if not ratios:
+        return skipped("the state has no params of two dimensions")
+    values = np.array(list(ratios.values()))
+    middle = float(np.median(values))
+    low, high = min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__)
+    text = (f"median {middle:.1e}, from {ratios[low]:.1e} ({low}) to {ratios[high]:.1e} ({high})")
+    wrong = not np.isfinite(values).all() or middle > 0.3 or middle < 1e-6
+    return judged(text if wrong else "", text if middle > 5e-2 or middle < 3e-5 else "",
+                  measured=text, expected="about 1e-3",
+                  look_at="the learning rate and its schedule")
+
+
+def compiles_once(subject: Subject) -> Finding:
+    """All batches have one shape, so that a run compiles its step once."""
+    found: set[Any] = set()
+    for i, shape in enumerate(shapes(subject)):
+        found.add(shape)
+        if len(found) > 1:
+            return judged(f"batch {i} has {shape[0]} examples, the ones before "
+                          f"{next(s for s in found if s != shape)[0]}", measured="",
+                          expected="one shape", look_at="index() of the data's source at the end "
+                          "of an epoch")
+    _ = subject.real  # Trains.
+    size = subject.program.step._cache_size()  # type: ignore[attr-defined]
+    return judged(f"the step was compiled {size} times" if size > 1 else "",
+                  measured="one shape, compiled once", expected="once",
+                  look_at="shapes and types of the batches")
+
+
+def overfits(subject: Subject) -> Finding:
+    """One small batch can be learned by heart: its loss comes to nearly nothing.
+
+    Without augmentation and dropout. If the declared learning rate does not do it, a tenth and ten
+    times as much are tried."""
+    index = np.linspace(0, subject.plain.size - 1, min(16, subject.plain.size)).astype(np.int32)
+    index = np.resize(index, subject.experiment.batch_size)
+    best, rate, curves = math.inf, 1., {}
+    first = math.nan
+    for factor in (1., 0.1, 10.) if subject.rates else (1.,):
+        program = subject.program if factor == 1 else subject.with_rate(factor)
+        losses: list[float] = []
+        subject.trained(program=program, index=index,
+                        watch=lambda step, carry, to=losses: to.append(window_loss(carry)))
+        curves[f"learning rate x {factor:g}"] = losses
+        if not math.isfinite(first):
+            first = losses[0]
+        last = float(np.nanmin(losses[-10:])) if np.isfinite(losses[-10:]).any() else math.inf
+        if last < best:
+            best, rate = last, factor
+        if best < 0.2 * abs(first):
+            break
+    subject.curves["overfits"] = ("loss of one batch, learned by heart",
+                                  list(range(1, 1 + max(map(len, curves.values())))), curves)
+    text = f"{first:.3g} → {best:.2g} in {subject.experiment.steps} steps"
+    if rate != 1:
+        text += f" with {rate:g} times the learning rate"
+    short = subject.experiment.steps < 100
+    failed = not best < 0.5 * abs(first)
+    return judged(text if failed and not short else "",
+                  text if failed or rate != 1 or best > 0.2 * abs(first) else "",
+                  measured=text, expected="nearly 0", look_at="the output and the loss (a softmax "
+                  "too many?), detached layers, the learning rate")
+
+
+def uses_inputs(subject: Subject) -> Finding:
+    """A model that sees its inputs beats one that is trained and tested on zeros."""
+    real, blind = subject.real["loss"], subject.blind["loss"]
+    text = f"loss {real:.3g} with inputs, {blind:.3g} without"
+    wrong = not real < 0.98 * blind
+    return judged(text if wrong else "", text if real > 0.95 * blind else "", measured=text,
+                  expected="clearly lower with inputs",
+                  look_at="whether inputs and labels belong together; the learning rate")
+
+
+def shuffled_labels(subject: Subject) -> Finding:
+    """Trained on labels in a random order, it must fall to chance on the test data. If it does
+    not, it sees the label, or the metric is always right."""
+    if not subject.targets:
+        return skipped("the task names no targets")
+    train: Any = subject.plain
+    order = np.random.default_rng(0).permutation(train.size)
+    arrays = {n: np.asarray(x)[order] if n in subject.targets else x
+              for n, x in (train.arrays or {}).items()}
+    found = subject.evaluated(subject.trained(arrays=arrays).state, subject.test)
+    blind = subject.blind
+    size = min(subject.test.size, 512)
+    wrong = []
+    for name, value in found.items():
+        if "accuracy" in name and name in blind:
+            labels = np.asarray((subject.test.arrays or {}).get(subject.targets[0], np.zeros(1)))
+            chance = float(np.unique(labels, return_counts=True)[1].max() / len(labels))
+            if "top" in name:
+                continue
+            chance = max(chance, min(blind[name], 0.5))
+            if value > chance + 0.1 + 4 * math.sqrt(chance * (1 - chance) / size):
+                wrong.append(f"{name} is {value:.1%}, chance {chance:.1%}")
+    if found["loss"] < 0.8 * blind["loss"]:
+        wrong.append(f"loss {found['loss']:.3g}, {blind['loss']:.3g} without inputs")
+    text = ", ".join(f"{n} {v:.3g}" for n, v in found.items())
+    return judged("; ".join(wrong), measured=text, expected="chance",
+                  look_at="targets among the inputs, and how the metric is computed")
+
+
+WIDTHS = ("widths", "width", "channels", "features", "hidden", "dense", "depth", "layers")
+
+
+def wider(experiment: Any) -> tuple[str, Any, Any] | None:
+    """(path, value, a larger one) of what makes the model larger."""
+    leaves = {p: leaf.value for p, leaf in config.leaves(experiment) if p.startswith("task.")}
+    for word in WIDTHS:
+        for path, value in leaves.items():
+            if path.rpartition(".")[2] != word or not value:
+                continue
+            if isinstance(value, tuple) and all(type(v) is int for v in value):
+                return path, value, tuple(2 * v for v in value)
+            if type(value) is int and word != "depth":
+                return path, value, 2 * value
+            if type(value) is int:  # 6n + 2, or a table's next
+                return path, value, {18: 34, 34: 50, 50: 101, 101: 152}.get(value, value + 6)
+    return None
+
+
+def capacity(subject: Subject) -> Finding:
+    """A larger model fits the training data at least as well."""
+    found = wider(subject.quiet)
+    if found is None:
+        return skipped(f"none of {', '.join(WIDTHS)} is a leaf of the task")
+    path, old, new = found
+    try:
+        larger = Program(config.replace(subject.quiet, {path: new}), subject.plain,
+                         subject.devices)
+    except Exception as error:  # The model's own: that size it cannot have.
+        return skipped(f"{path}={new}: {told(error)}")
+
+    def count(program: Program) -> int:
+        return sum(x.size for x in jax.tree.leaves(getattr(program.target.state, "params", {})))
+
+    sizes = count(subject.program), count(larger)
+    steps = min(subject.experiment.steps, 40)
+    batch = subject.experiment.batch_size
+    index = np.linspace(0, subject.plain.size - 1, batch).astype(np.int32)
+    losses = []
+    for program in (subject.program, larger):
+        tail: list[float] = []
+        subject.trained(program=program, steps=steps, index=index,
+                        watch=lambda step, carry, to=tail: to.append(window_loss(carry)))
+        losses.append(float(np.median(tail[-5:])))
+    text = (f"loss {losses[0]:.3g} with {path.removeprefix('task.')}={old} ({sizes[0]:,} "
+            f"parameters), {losses[1]:.3g} with {new} ({sizes[1]:,})")
+    wrong = f"{path}={new} has as many parameters as {old}" if sizes[1] <= sizes[0] else ""
+    worse = losses[1] > losses[0] * 1.1 + 0.05
+    return judged(wrong, text if worse else "", measured=text, expected="not higher",
+                  look_at="whether the model uses its sizes; the learning rate")
+
+
+def learning_rate_range(subject: Subject) -> Finding:
+    """The learning rate lies where the loss falls (Smith 2017, section 3.3: it is raised
+    exponentially, step by step, until the loss explodes)."""
+    if not subject.rates:
+        return skipped("the optimizer has no learning_rate.peak")
+    steps = min(60, max(30, subject.experiment.steps))
+    factors = np.logspace(-3, 2.5, steps)
+    base = subject.with_rate(1.)
+    plan = subject.program.plan(0, steps)
+    carry = base.init(base.knobs)
+    rates, losses = [], []
+    for i, factor in enumerate(factors):
+        floats, seed = subject.with_rate(float(factor)).knobs
+        base.knobs = floats, seed
+        # Always at the same place of the schedule: its first steps may be a warm-up.
+        carry = base.advance(carry, [plan[i]])
+        rates.append(float(np.ravel(next(x for n, x in carry.window.last.items()
+                                         if n.startswith("learning_rate")))[0]))
+        losses.append(window_loss(carry))
+        carry = Carry(carry.state, base.reset(carry.window))
+        if not math.isfinite(losses[-1]) or losses[-1] > 4 * max(losses[0], 1e-3):
+            break
+    smooth = [losses[0]]
+    for x in losses[1:]:
+        smooth.append(0.8 * smooth[-1] + 0.2 * x if math.isfinite(x) else math.inf)
+    subject.curves["learning_rate_range"] = ("loss while the learning rate is raised", rates,
+                                             {"loss": losses, "smoothed": smooth})
+    lowest = int(np.argmin(smooth))
+    fall = smooth[0] - smooth[lowest]
+    if fall <= 0.02 * abs(smooth[0]):
+        return judged("", f"the loss does not fall from {smooth[0]:.3g} at any rate", measured="",
+                      expected="a fall", look_at="the loss and the gradients")
+    start = next(i for i, x in enumerate(smooth) if x < smooth[0] - 0.1 * fall)
+    low, high = rates[start], rates[lowest]
+    peak = float(config.get(subject.declared, subject.rates[0]))
+    text = f"falls from {low:.1e} to {high:.1e}; declared {peak:.1e}"
+    outside = not low / 10 < peak < 10 * high
+    return judged("", text if outside else "", measured=text,
+                  expected="declared within ten times of it", look_at=subject.rates[0])
+
+
+TRAINING: Mapping[str, Any] = {f.__name__: f for f in (
+    updates, compiles_once, overfits, uses_inputs, shuffled_labels, capacity, learning_rate_range)}
