@@ -153,7 +153,7 @@ class CheckOptions:
     Attributes:
       fast: leaves out the checks that train.
       only: names of checks; all if left out.
-      train_steps: of the runs that checks train, at most.
+      train_steps: of the runs that checks train, at most; None: some seconds of them.
       examples: in a batch, at most.
       strict_data: refuses the stand-in where the declared data is missing.
       workdir: where to write check.html. None: runs/NAME.
@@ -161,7 +161,7 @@ class CheckOptions:
 
     fast: bool = False
     only: tuple[str, ...] = ()
-    train_steps: config.Size = 100
+    train_steps: config.Size | None = None
     examples: config.Size = 32
     strict_data: bool = False
     workdir: str | None = None

@@ -28,12 +28,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl import config, parallel
+from jaxdl import config, cost, parallel
 from jaxdl.data.source import Arrays, Source
 from jaxdl.evaluate import assemble
 from jaxdl.experiment import Experiment, Mesh
 from jaxdl.task import LossTask
-from jaxdl.train import Carry, Program, splits
+from jaxdl.train import SHORT, Carry, Program, splits
 
 Array = jax.Array
 Verdict = Literal["pass", "warn", "FAIL", "-"]
@@ -75,7 +75,7 @@ class Subject:
 
     Args:
       experiment: with data that is here.
-      steps: of a training run of a check, at most.
+      steps: of a training run of a check, at most; None: some seconds of them.
       batch_size: of a check, at most.
 
     Attributes:
@@ -84,18 +84,25 @@ class Subject:
       curves: what checks have drawn for the page: name -> (title, x, ys by name).
     """
 
-    def __init__(self, experiment: Experiment, *, steps: int = 100, batch_size: int = 32) -> None:
-        self.declared = experiment
-        steps, batch = min(experiment.steps, steps), min(experiment.batch_size, batch_size)
-        # A schedule is in fractions of the steps: this is the same recipe, shorter.
-        self.experiment = dataclasses.replace(
-            experiment, steps=steps, batch_size=batch, mesh=Mesh(data=1), rules=(),
-            parallel="jit", log_every=steps, save_every=steps, nonfinite="stop")
+    def __init__(self, experiment: Experiment, *, steps: int | None = None,
+                 batch_size: int = 32) -> None:
+        self.declared = self.experiment = experiment
         self.devices = parallel.arrange(Mesh(data=1), devices=jax.devices()[:1])
         self.opened = splits(experiment)
         # By the identity of a source, size and key; with the source, which so stays what it was.
         self._batches: dict[tuple[int, int, int], tuple[Source, dict[str, Array]]] = {}
         self.curves: dict[str, tuple[str, Sequence[float], Mapping[str, Sequence[float]]]] = {}
+        batch = min(experiment.batch_size, batch_size)
+        if steps is None:
+            tx = experiment.transformations()
+            init = jax.make_jaxpr(lambda key, x: self.task.init(key, x, tx))
+            forward = cost.flops(init(jax.random.key(0), self.batch(self.train, batch)).jaxpr)
+            steps = 300 if 3 * forward < SHORT else 100
+        steps = min(experiment.steps, steps)
+        # A schedule is in fractions of the steps: this is the same recipe, shorter.
+        self.experiment = dataclasses.replace(
+            experiment, steps=steps, batch_size=batch, mesh=Mesh(data=1), rules=(),
+            parallel="jit", log_every=steps, save_every=steps, nonfinite="stop")
 
     # The data.
 
