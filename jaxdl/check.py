@@ -99,7 +99,9 @@ def run(command: Any) -> int:
     compilation.keep_programs()
     experiment, stand_in = cli.with_data(command, None, options.strict_data)
     wanted = checks(experiment.task, fast=options.fast, only=options.only)
-    console = Console(highlight=False, soft_wrap=False, emoji=False)
+    console = Console(highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # A file has no edge.
     subject = Subject(experiment, steps=options.train_steps, batch_size=options.examples)
     began, findings = time.perf_counter(), {}
     waiting = Console(stderr=True, highlight=False)
@@ -110,6 +112,10 @@ def run(command: Any) -> int:
                                                only=(name,)):
                 findings[name] = finding, seconds
     console.print(table(findings))
+    for name, (finding, _) in findings.items():
+        if finding.verdict in ("warn", "FAIL") and finding.look_at:
+            console.print(f"{finding.verdict} {name}: look at {finding.look_at}",
+                          style=STYLES[finding.verdict], soft_wrap=True, markup=False)
     counts = {verdict: sum(f.verdict == verdict for f, _ in findings.values())
               for verdict in ("pass", "warn", "FAIL", "-")}
     folder = Path(options.workdir) if options.workdir else Path("runs", command.name)
@@ -128,11 +134,13 @@ def run(command: Any) -> int:
 
 def table(findings: Mapping[str, tuple[Finding, float]]) -> Table:
     """What was found, the failures last, where they are seen."""
-    shown = Table("check", "verdict", "measured", "expected", "look at", box=None, pad_edge=False)
+    shown = Table("check", "verdict", "measured", "expected", box=None, pad_edge=False)
+    shown.columns[0].no_wrap = True
     order = ("-", "pass", "warn", "FAIL")
     for name, (finding, _) in sorted(findings.items(), key=lambda x: order.index(x[1][0].verdict)):
-        shown.add_row(*map(_plain, (name, finding.verdict, finding.measured, finding.expected,
-                                    finding.look_at)), style=STYLES[finding.verdict])
+        measured = finding.look_at if finding.verdict == "-" else finding.measured
+        shown.add_row(*map(_plain, (name, finding.verdict, measured, finding.expected)),
+                      style=STYLES[finding.verdict])
     return shown
 
 
@@ -153,17 +161,18 @@ def document(title: str, findings: Mapping[str, tuple[Finding, float]], subject:
     rows = []
     for name, (finding, seconds) in sorted(
             findings.items(), key=lambda x: ("FAIL", "warn", "pass", "-").index(x[1][0].verdict)):
-        why = " ".join((docs[name].__doc__ or "").split()) if name in docs else ""
-        rows.append("<tr>" + page.cell(None, name, why) + page.cell(
-            None, finding.verdict, colour=COLOURS[finding.verdict]) + "".join(
-            f"<td class=reason>{page.escaped(x)}</td>" for x in (
-                finding.measured, finding.expected, finding.look_at)) + page.cell(
-            seconds, f"{seconds:.1f} s") + f"<td class=reason>{page.escaped(why)}</td></tr>")
+        why = " ".join((docs[name].__doc__ or "").split())
+        rows.append(
+            f'<tr><td class=why><b>{page.escaped(name)}</b><br>{page.escaped(why)}</td>'
+            + page.cell(None, finding.verdict, colour=COLOURS[finding.verdict])
+            + "".join(f"<td class=said>{page.escaped(x)}</td>" for x in (
+                finding.measured, finding.expected, finding.look_at))
+            + page.cell(seconds, f"{seconds:.1f} s") + "</tr>")
     charts = page.Charts()
     body = f"<h1>{page.escaped(title)}</h1>" + "".join(
         f"<p class=summary>{page.escaped(note)}</p>" for note in notes)
     body += page.section("Findings", page.table(
-        "<th>check<th>verdict<th>measured<th>expected<th>look at<th>time<th>why", rows))
+        "<th>check<th>verdict<th>measured<th>expected<th>look at<th>time", rows))
     body += page.section("What the network sees", seen(subject),
                          "of the training split, after every transform")
     body += "".join(page.section(name, drawn(charts, *curve))
@@ -176,6 +185,10 @@ PIXELS = """
 .seen figure { text-align: center; } .seen img { width: 88px; image-rendering: pixelated; }
 .seen pre { margin: 0; max-width: 560px; white-space: pre-wrap; }
 main section .scroll { max-height: none; }
+td { vertical-align: top; } td.why, td.said { white-space: normal; overflow-wrap: anywhere; }
+td.why { width: 40%; font-size: 13px; color: #5c636a; }
+td.why b { color: #212529; font-size: 14px; }
+td.said { width: 16%; }
 """
 
 

@@ -300,9 +300,10 @@ def modes(subject: Subject) -> Finding:
     elif not dropout and not mutable and not smoothing and (found[0, 0] != found[0, 1]):
         doubtful = (f"the loss is {found[0, 0]:.5g} in training, {found[0, 1]:.5g} in evaluation, "
                     "and there is neither dropout nor batch norm")
-    causes = ", ".join([*dropout[:2], *smoothing[:1], *mutable]) or "nothing"
+    causes = ", ".join([*dropout[:2], *smoothing[:1], *mutable])
     return judged(wrong, doubtful, measured=f"loss {found[0, 0]:.4g} in training, "
-                  f"{found[0, 1]:.4g} in evaluation", expected=f"a difference by {causes}",
+                  f"{found[0, 1]:.4g} in evaluation", expected="a difference by " + causes if causes
+                  else "no difference",
                   look_at="the argument train, and whether mutable collections are returned")
 
 
