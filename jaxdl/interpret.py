@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from jaxdl.errors import UserError, nearest
 
@@ -212,25 +211,26 @@ def first_layer_filters(f: Outputs, x: Any) -> Array | None:
     Krizhevsky et al. (2012), figure 3: smooth, oriented and coloured in a network that has learned,
     noise in one that has not.
     """
-    shape = tuple(x.shape[1:])
-    kernels: list[Array] = []
+    def kernel(x: Array) -> Array | None:
+        kernels: list[Array] = []
 
-    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        output = call(*args, **kwargs)
-        if isinstance(context.module, nn.Conv | nn.Dense) and context.method_name == "__call__":
-            kernels.append(context.module.get_variable("params", "kernel"))
-        return output
+        def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            output = call(*args, **kwargs)
+            if isinstance(context.module, nn.Conv | nn.Dense) and context.method_name == "__call__":
+                kernels.append(context.module.get_variable("params", "kernel"))
+            return output
 
-    with nn.intercept_methods(watch):
-        # The kernels are what f holds, or what it computes from that alone.
-        jax.eval_shape(lambda x: f(x), x)
-    if not kernels or isinstance(kernels[0], Tracer):
+        with nn.intercept_methods(watch):
+            f(x)
+        return kernels[0] if kernels else None
+
+    shape, found = tuple(x.shape[1:]), jax.jit(kernel)(x)  # what f does else is not computed
+    if found is None:
         return None
-    kernel = kernels[0]
-    if kernel.ndim == 2 and len(shape) == 3 and kernel.shape[0] == int(np.prod(shape)):
-        return kernel.T.reshape(-1, *shape)
-    if kernel.ndim == 4 and kernel.shape[2] == shape[-1]:
-        return kernel.transpose(3, 0, 1, 2)
+    if found.ndim == 2 and len(shape) == 3 and found.shape[0] == int(np.prod(shape)):
+        return found.T.reshape(-1, *shape)
+    if found.ndim == 4 and found.shape[2] == shape[-1]:
+        return found.transpose(3, 0, 1, 2)
     return None
 
 
