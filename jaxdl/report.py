@@ -171,8 +171,10 @@ def logged(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The numbers of a metrics.jsonl by name, in the order of their steps; of a step that is there
     twice the last. null is NaN. Lines that are none, torn by a kill, are passed over."""
     found: dict[str, dict[int, float]] = {}
-    with path.open(errors="replace") as file:
-        for line in file:
+    with path.open(errors="replace") as file, progress("reading the log", None) as advance:
+        for i, line in enumerate(file, 1):
+            if i % 10_000 == 0:
+                advance(10_000)
             try:
                 values = json.loads(line)
                 step = values.pop("step")
@@ -287,9 +289,11 @@ def overview(runs: Sequence[Logged]) -> str:
                  cell(best and best[1], "-" if best is None else
                       f"{shown(best[1])} at step {best[0]:,}", run.ranked()[0] or "")]
         rows.append(f"<tr>{''.join(cells)}</tr>")
+    ranking = {run.ranked()[0] for run in runs}
+    best = f"best {ranking.pop()}" if len(ranking) == 1 and ranking != {None} else "best"
     expected = dict.fromkeys((run.record.expected.strip().splitlines() or [""])[0] for run in runs)
     return section("Runs", table("".join(f"<th><button>{escaped(n)}</button></th>" for n in (
-        "run", "experiment", "status", *metrics, "best")), rows) + "".join(
+        "run", "experiment", "status", *metrics, best)), rows) + "".join(
             f"<p class=note>Expected: {escaped(line)}</p>" for line in expected if line),
         "the last value of each metric")
 
@@ -682,7 +686,8 @@ def matrix(picture: Any, charts: page.Charts) -> str:
               "showline": False, "ticks": "outside", "tickcolor": "white", "ticklen": 5}
     step = 44 if few else 22
     return charts.add([data], page.layout(
-        xaxis={**across, "range": [-0.5, len(columns) - 0.5], "tickangle": angle, "title": {"text": chart_text(picture.axes[1])}, "side": "top"},
+        xaxis={**across, "range": [-0.5, len(columns) - 0.5], "tickangle": angle, "side": "top",
+               "title": {"text": chart_text(picture.axes[1])}},
         yaxis={**across, "tickvals": list(range(len(rows))), "ticktext": rows,
                "range": [len(rows) - 0.5, -0.5],
                "title": {"text": chart_text(picture.axes[0])}},

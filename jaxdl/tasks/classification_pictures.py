@@ -31,8 +31,8 @@ def show(task: Any, state: Any, material: Material) -> Iterator[Picture]:
     if batch["image"].ndim == 4:
         yield Images(title="Training inputs", images=visible(batch["image"], train),
                      captions=[material.name(int(x)) for x in classes(batch["label"])],
-                     note="The first of the run, as the network sees them: augmented, with their "
-                          "labels. The normalisation is undone for the eye.")
+                     note="The first of the run with their labels, as the network sees them after "
+                          "every transform; the normalisation is undone for the eye.")
 
     found = Predictions.of(task, state, material)
     known = min(found.features.shape[1], 2)
@@ -233,8 +233,9 @@ def explained(task: Any, state: Any, material: Material, found: Predictions) -> 
     at = "" if layer is None else f" Grad-CAM is of the layer {layer}."
     yield Images(title="What the prediction depends on",
                  images=np.stack(columns, 1).reshape(-1, *plain.shape[1:]), captions=captions,
-                 heads=2 * heads if len(rows) > 1 else heads, note="Of the logit of the predicted class: bright pixels change it "
-                 f"most (the largest absolute value over channels, each map to its own scale).{at}")
+                 heads=2 * heads if len(rows) > 1 else heads,
+                 note="Of the logit of the predicted class: bright pixels change it most (the "
+                      f"largest absolute value over channels, each map to its own scale).{at}")
 
     filters = interpret.first_layer_filters(lambda x: logits(state, x), x)
     if filters is not None:
