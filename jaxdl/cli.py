@@ -246,6 +246,7 @@ def train_watched(command: Command, watchdog: Watchdog) -> int:
     display.console.print(f"{command.name} in {folder}")
     fit(experiment, run, sinks=options.sinks, profile=steps, grace=options.preempt_grace,
         watchdog=watchdog)
+    display.console.print(f"for a page of it: launch.py report {folder}")
     return 0
 
 
@@ -482,11 +483,9 @@ def report(args: list[str]) -> int:
 
     try:
         folders = [Path(run).expanduser() for run in runs]
-        page.run(folders, options, modules)
-    except (ValueError, OSError, RuntimeError) as error:
-        if out_of_memory(error) or isinstance(error, BrokenPipeError):
-            raise
-        raise UserError(f"report {shown(' '.join(runs))}: {error}.") from error
+    except RuntimeError as error:
+        raise UserError(f"report {shown(' '.join(runs))}: {error}") from error
+    page.run(folders, options, modules)
     return 0
 
 

@@ -6,6 +6,7 @@ Knows no family of tasks: a task shows itself, see pictures.py.
 """
 
 import base64
+import contextlib
 import io
 import json
 import math
@@ -31,6 +32,7 @@ COLOURS = ("#1c5fa8", "#d9480f", "#2b8a3e", "#9c36b5", "#b08900", "#0c8599", "#c
            "#66a80f", "#5f3dc4")
 POINTS = 2_000     # of a curve, at most
 BUDGET = 80_000    # points of all curves
+BATCH = 256        # examples at once, at most: the device may be smaller than that of the run
 NAMED = 16         # characters of a class on an axis
 DIFF = 20_000      # characters of a git diff
 
@@ -128,8 +130,12 @@ class Logged:
         return steps, np.cumsum(np.where(np.isfinite(took), took, 0))
 
 
+class NothingYet(UserError):
+    """A run that has logged no number so far."""
+
+
 def read(folder: Path, name: str = "") -> Logged:
-    """Reads a run directory; a UserError says why it is none."""
+    """Reads a run directory; a UserError says why it is none, NothingYet that it is too early."""
     if (folder / "ledger.sqlite").is_file():
         raise UserError(f"report {folder}: a sweep; its page is {folder / 'report.html'}.")
     if not folder.is_dir():
@@ -140,12 +146,12 @@ def read(folder: Path, name: str = "") -> Logged:
     path, missing = folder / "metrics.jsonl", []
     try:
         if not path.is_file():
-            raise UserError(f"report {folder}: nothing is logged yet (no metrics.jsonl).")
+            raise NothingYet(f"report {folder}: nothing is logged yet (no metrics.jsonl).")
         curves, touched = logged(path), path.stat().st_mtime
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
     if not curves:
-        raise UserError(f"report {folder}: nothing is logged yet (metrics.jsonl has no numbers).")
+        raise NothingYet(f"report {folder}: nothing is logged yet (metrics.jsonl has no numbers).")
     launches: list[Mapping[str, Any]] = []
     try:
         launches = [x for x in json.loads((folder / "environment.json").read_text())
@@ -587,7 +593,7 @@ def pictures(run: Logged, modules: Sequence[str], tsne: bool, charts: page.Chart
 def shown_by_task(run: Logged, modules: Sequence[str],
                   tsne: bool) -> tuple[int | None, Iterator[Any]]:
     """(step of the checkpoint, pictures one by one)."""
-    from jaxdl import config, parallel, train
+    from jaxdl import compilation, config, parallel, train
     from jaxdl.experiment import Experiment, Mesh
     from jaxdl.pictures import Material
 
@@ -607,6 +613,7 @@ def shown_by_task(run: Logged, modules: Sequence[str],
     # One device is enough, wherever it was trained.
     experiment = replace(experiment, mesh=Mesh(data=1), parallel="jit")
     opened = train.splits(experiment)
+    compilation.keep_programs()
     with progress("reading the checkpoint", None):
         made = train.Program(experiment, opened("train"), parallel.arrange(
             experiment.mesh, experiment.rules))
@@ -618,7 +625,8 @@ def shown_by_task(run: Logged, modules: Sequence[str],
     def one_by_one() -> Iterator[Any]:
         with progress("pictures", None) as advance:
             yield from experiment.task.pictures(carry["state"], Material(  # type: ignore
-                source=opened, split=split, batch_size=experiment.batch_size, seed=experiment.seed,
+                source=opened, split=split, batch_size=min(experiment.batch_size, BATCH),
+                seed=experiment.seed,
                 names=getattr(experiment.data, "names", None), tsne=tsne, advance=advance))
 
     return step, one_by_one()
@@ -745,6 +753,9 @@ def run(folders: Sequence[Path], options: Any, modules: Sequence[str]) -> None:
         return document(runs, shows if len(runs) == 1 else None, reload=10 if going else None)
 
     if options.serve:
+        with contextlib.suppress(NothingYet):  # A mistake is told once, here.
+            for folder in folders:
+                read(folder)
         return serve(lambda: page_of(True), options.port)
     path = Path(options.output) if options.output else (
         folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))

@@ -51,6 +51,8 @@ def server(make: Callable[[], str], port: int) -> ThreadingHTTPServer:
             kind = "html" if status == 200 else "plain"
             self.send_header("Content-Type", f"text/{kind}; charset=utf-8")
             self.send_header("Content-Length", str(len(content)))
+            if status != 200:
+                self.send_header("Refresh", "5")  # There may be something later.
             for name, value in (("Cache-Control", "no-store"), ("X-Frame-Options", "DENY"),
                                 ("X-Content-Type-Options", "nosniff"),
                                 ("Cross-Origin-Resource-Policy", "same-origin")):

@@ -8,10 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 
@@ -20,6 +24,7 @@ from jaxdl.errors import DataMissing, UserError
 from jaxdl.evaluate import Evaluate
 from jaxdl.experiment import Best
 from jaxdl.models.cnn import CNN
+from jaxdl.tasks import classification_pictures
 from jaxdl.tasks.classification import Classification
 from tests.browser import BROWSER, browse
 from tests.test_train import fit
@@ -292,6 +297,29 @@ def test_what_is_missing_is_said_and_why(trained: Path, tmp_path: Path,
     assert cli.main(["report", str(copy)]) == 0 and (copy / "report.html").stat().st_size > 1e6
 
 
+class NoDense(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        return nn.Conv(10, (3, 3), name="all")(x).mean((1, 2))
+
+
+def test_a_model_without_a_dense_layer_and_large_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have no last layer to show, and are explained one by one."""
+    monkeypatch.setattr(classification_pictures, "AT_ONCE", 10)
+    monkeypatch.setattr(classification_pictures, "NUMBERS", 64 * 30)
+    experiment = plain(task=Classification(model=NoDense()))
+    source = experiment.data.open("test")
+    batch = next(pictures.read(source, np.arange(2), 2))
+    state = experiment.task.init(jax.random.key(0), batch, experiment.transformations())
+    found = {p.title: p for p in experiment.task.pictures(  # type: ignore[attr-defined]
+        state, pictures.Material(source=experiment.data.open, split="test", batch_size=16))}
+    assert "Last layer, principal components" not in found
+    assert found["Confusion matrix"].values.sum() == 30
+    assert "A sample: the split has 359 examples." in found["Confusion matrix"].note
+    maps = found["What the prediction depends on"]
+    assert len(maps.images) % 5 == 0 and maps.heads[4] == "Grad-CAM"
+
+
 def test_large_pictures_become_small() -> None:
     noise = np.random.default_rng(0).random((300, 200, 3))
     assert len(report.embedded(noise)) < 20_000
@@ -321,15 +349,15 @@ def test_the_file_is_where_it_is_asked_for(tmp_path: Path, capfd: Captured,
 
 
 def test_a_run_that_trains_is_served_until_ctrl_c(tmp_path: Path) -> None:
-    import urllib.request
-
-    run = written(tmp_path / "a", [{"step": 3, "train/loss": 1.}])
+    run = written(tmp_path / "a", [])
     process = subprocess.Popen([sys.executable, "launch.py", "report", "--serve", str(run)],
                                cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
         assert process.stdout
         address = process.stdout.readline().split()[0]
+        with pytest.raises(urllib.error.HTTPError, match="503"):  # Nothing is logged yet.
+            urllib.request.urlopen(address, timeout=30)
         for steps in (3, 4):
             with (run / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps({"step": steps, "train/loss": 1.}) + "\n")

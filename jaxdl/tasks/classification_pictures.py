@@ -10,11 +10,14 @@ import numpy as np
 
 from jaxdl import interpret, pictures
 from jaxdl.data.source import Source
+from jaxdl.errors import UserError
 from jaxdl.pictures import Images, Material, Matrix, Picture, Points
 
 Array = jax.Array
 
 LOOKED_AT = 10_000  # examples, at most
+NUMBERS = 10 ** 8   # in all of them: of larger images fewer are looked at
+AT_ONCE = 5_000     # numbers of an image up to which several are explained at once
 SHOWN = 24          # inputs, and mistakes
 EXPLAINED = 6       # examples whose prediction is explained
 POINTS = 2_000      # of the last layer
@@ -35,12 +38,11 @@ def show(task: Any, state: Any, material: Material) -> Iterator[Picture]:
                           "every transform; the normalisation is undone for the eye.")
 
     found = Predictions.of(task, state, material)
-    known = min(found.features.shape[1], 2)
     yield found.confusion(material)
     if batch["image"].ndim == 4:
         yield from found.mistakes(material)
         yield from explained(task, state, material, found)
-    if known == 2:
+    if min(found.features.shape) > 1:
         yield from found.plane(material)
 
 
@@ -92,15 +94,20 @@ class Predictions:
     @classmethod
     def of(cls, task: Any, state: Any, material: Material) -> "Predictions":
         source = material.source(material.split)
-        ids = pictures.some(source, LOOKED_AT)
+        image = next(pictures.read(source, pictures.some(source, 1), 1))["image"]
+        ids = pictures.some(source, min(LOOKED_AT, max(SHOWN, NUMBERS // image.size)))
 
         @jax.jit
         def predict(state: Any, batch: Any) -> tuple[Array, Array]:
             def logits(image: Array) -> Array:
                 return task.logits(state, {**batch, "image": image})
 
-            return (jax.nn.softmax(logits(batch["image"])),
-                    interpret.last_layer(logits, batch["image"]))
+            output = logits(batch["image"])
+            try:
+                features = interpret.last_layer(logits, batch["image"])
+            except UserError:  # There is no dense layer.
+                features = jnp.zeros((len(output), 0))
+            return jax.nn.softmax(output), features
 
         rows: list[tuple[np.ndarray, ...]] = []
         for batch in pictures.read(source, ids, material.batch_size):
@@ -217,7 +224,10 @@ def explained(task: Any, state: Any, material: Material, found: Predictions) -> 
         return ([jnp.abs(x).max(-1) for x in found],
                 None if layer is None else interpret.grad_cam(score, x, layer))
 
-    saliency, cam = maps(state, x, said, jax.random.key(0))
+    size = len(x) if x[0].size <= AT_ONCE else 1  # Each takes the memory of a batch of 32.
+    parts = [maps(state, x[i:i + size], said[i:i + size], jax.random.key(i))
+             for i in range(0, len(x), size)]
+    saliency, cam = jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
     image = visible(x, source)
     plain = np.broadcast_to(image, (*image.shape[:3], 3))
     columns = [plain, *(np.broadcast_to(_scaled(np.asarray(s))[..., None], plain.shape)
