@@ -73,7 +73,7 @@ class Logged:
 
     @property
     def steps(self) -> int:
-        return int(self.leaf("steps") or 0)
+        return int(finite(self.leaf("steps")) or 0)
 
     @property
     def progress(self) -> Mapping[str, Any]:
@@ -263,8 +263,8 @@ def stand_in(runs: Sequence[Logged]) -> str:
 
 def program(run: Logged) -> list[str]:
     """The words that start jaxdl, as this run was started."""
-    argv = (run.launches[-1].get("command") if run.launches else None) or ["launch.py"]
-    name = Path(str(argv[0])).name
+    argv = run.launches[-1].get("command") if run.launches else None
+    name = Path(str(argv[0])).name if isinstance(argv, list) and argv else "launch.py"
     return ["python", "launch.py"] if name.endswith(".py") else [name]
 
 

@@ -231,9 +231,12 @@ def test_nothing_breaks_out_of_the_page(tmp_path: Path) -> None:
 
 def test_odd_files_of_a_run_are_survived(tmp_path: Path) -> None:
     run = written(tmp_path / "a", code={"net.py": "01"})
-    for content in ("[", "{}", "[1]", '[{"git": 1, "versions": [], "devices": {}}]', ""):
+    for content in ("[", "{}", "[1]", '[{"git": 1, "versions": [], "devices": {}, "command": {}}]', ""):
         (run / "environment.json").write_text(content)
         assert "<h1>net" in whole(run)
+    recorded = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**recorded, "experiment": {"steps": {}}}))
+    assert "<h1>net" in whole(run)
     (run / "environment.json").unlink()
     assert "environment.json cannot be read" in whole(run)
     (run / "checkpoints").mkdir()
