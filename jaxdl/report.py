@@ -142,6 +142,8 @@ def read(folder: Path, name: str = "") -> Logged:
         raise UserError(f"report {folder}: there is no such folder.")
     recorded = record.read(folder)
     if recorded is None:
+        if (folder / "LOCK").is_file():  # It may still compile.
+            raise NothingYet(f"report {folder}: nothing is recorded yet (no config.json).")
         raise UserError(f"report {folder}: not a run directory, it has no config.json.")
     path, missing = folder / "metrics.jsonl", []
     try:

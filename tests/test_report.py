@@ -139,6 +139,7 @@ def test_a_huge_log_makes_a_small_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("spoil", "message"), [
     (lambda f: shutil.rmtree(f), "there is no such folder"),
     (lambda f: (f / "config.json").unlink(), "not a run directory, it has no config.json"),
+    (lambda f: ((f / "config.json").unlink(), (f / "LOCK").touch()), "nothing is recorded yet"),
     (lambda f: (f / "config.json").write_text("{}"), "not the config.json of a run"),
     (lambda f: (f / "metrics.jsonl").unlink(), "nothing is logged yet"),
     (lambda f: (f / "metrics.jsonl").write_text("{}\n"), "nothing is logged yet"),
@@ -231,7 +232,8 @@ def test_nothing_breaks_out_of_the_page(tmp_path: Path) -> None:
 
 def test_odd_files_of_a_run_are_survived(tmp_path: Path) -> None:
     run = written(tmp_path / "a", code={"net.py": "01"})
-    for content in ("[", "{}", "[1]", '[{"git": 1, "versions": [], "devices": {}, "command": {}}]', ""):
+    for content in ("[", "{}", "[1]", "",
+                    '[{"git": 1, "versions": [], "devices": {}, "command": 1}]'):
         (run / "environment.json").write_text(content)
         assert "<h1>net" in whole(run)
     recorded = json.loads((run / "config.json").read_text())
