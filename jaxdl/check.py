@@ -98,7 +98,8 @@ def run(command: Any) -> int:
     allocator.keep_memory()
     compilation.keep_programs()
     experiment, stand_in = cli.with_data(command, None, options.strict_data)
-    wanted = checks(experiment.task, fast=options.fast, only=options.only)
+    only = [name.strip() for text in options.only for name in text.split(",")]
+    wanted = checks(experiment.task, fast=options.fast, only=only)
     console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = max(console.width, 120)  # A file has no edge.

@@ -168,6 +168,25 @@ class CheckOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Where to write the page of the runs, or to serve it.
+
+    Attributes:
+      output: the file; None for RUN/report.html, of several runs report.html in this folder.
+      serve: serves the page on this machine alone, made anew each time it is asked for.
+      port: to serve on; 0 takes a free one.
+      tsne: adds a t-SNE of the last layer to its principal components.
+      experiment: the experiment file, where the run holds classes of the user's own.
+    """
+
+    output: str | None = None
+    serve: bool = False
+    port: Annotated[int, config.Between(0, 65_535)] = 0
+    tsne: bool = False
+    experiment: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class ShowOptions:
     """Prints the experiment as a tree; leaves that the command line changed are marked."""
 
@@ -248,6 +267,7 @@ def train_watched(command: Command, watchdog: Watchdog) -> int:
     display.console.print(f"{command.name} in {folder}")
     fit(experiment, run, sinks=options.sinks, profile=steps, grace=options.preempt_grace,
         watchdog=watchdog)
+    display.console.print(f"for a page of it: launch.py report {folder}")
     return 0
 
 
@@ -435,15 +455,18 @@ def _main(args: list[str]) -> int:
         if not config.fits(arg, str):
             raise UserError(f"{shown(repr(arg))}: {config.expected(arg, str)}.")
     mode = args.pop(0) if args and not args[0].startswith("-") else "train"
-    known = [*MODES, "list", "launch"]
+    known = [*MODES, "list", "launch", "report"]
     if mode not in known:
         raise UserError(f"unknown mode '{mode}'.{nearest(mode, known)} The modes are "
                         f"{', '.join(known)}.")
     wants_help = any(a in ("--help", "-h") for a in args)
+    if mode == "report":
+        return report(args)
     target, rest = _take(args, "experiment")
     if target is None and wants_help:
         modes = [f"  {name:14} {m.help}" for name, m in MODES.items()]
         modes.append(f"  {'list':14} list the experiments")
+        modes.append(f"  {'report':14} make a page of a run, or of several: report RUN [RUN ...]")
         modes.append(f"  {'launch':14} run a mode in --processes=N processes of this machine")
         print(USAGE.format(modes="\n".join(modes)))
         return 0
@@ -464,6 +487,36 @@ def _main(args: list[str]) -> int:
 
         with distributed.joined():
             return MODES[mode].run(parse(mode, target, rest))
+
+
+def report(args: list[str]) -> int:
+    """Writes one page that shows a run, or compares several, or serves it."""
+    runs, flags, i = [], [], 0
+    while i < len(args):
+        if not args[i].startswith("-"):
+            runs.append(args[i])
+        else:
+            flags.append(args[i])
+            if args[i] in ("--output", "--port", "--experiment"):  # Its value is the next word.
+                flags += args[i + 1:i + 2]
+                i += 1
+        i += 1
+    options, _ = parse_flags({}, ReportOptions(), flags, "launch.py report RUN [RUN ...]")
+    if not runs:
+        raise UserError("report: name one run directory, or several.")
+    modules: tuple[str, ...] = ()
+    if options.experiment is not None:
+        from jaxdl import environment
+
+        modules = tuple(environment.users(files.load(files.find(options.experiment))))
+    from jaxdl import report as page
+
+    try:
+        folders = [Path(run).expanduser() for run in runs]
+    except RuntimeError as error:
+        raise UserError(f"report {shown(' '.join(runs))}: {error}") from error
+    page.run(folders, options, modules)
+    return 0
 
 
 def launch(args: list[str]) -> int:

@@ -55,6 +55,18 @@ def text(value: Any) -> str:
     return '""' if value == "" else str(value)
 
 
+def key(value: Any) -> tuple[str, Any]:
+    """What makes two values the same: 1 and 1.0 are, 1 and True are not."""
+    if isinstance(value, Mapping):
+        return "tree", tuple(sorted(((str(k), key(v)) for k, v in value.items()),
+                                    key=lambda pair: pair[0]))
+    if isinstance(value, list | tuple):
+        return "list", tuple(map(key, value))
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return "number", value if value == value else "nan"
+    return type(value).__name__, str(value)
+
+
 def clipped(value: str, length: int) -> str:
     """On one line, and of a long text the beginning and the end."""
     value = " ".join(value.split())
@@ -114,10 +126,14 @@ def falls(curves: Sequence[Sequence[float | None]]) -> bool:
 
 
 class Charts:
-    """The charts of a page, which are drawn when it has loaded."""
+    """The charts of a page, which are drawn when it has loaded.
 
-    def __init__(self) -> None:
-        self.charts: dict[str, Any] = {}
+    Args:
+      prefix: of the names of their elements.
+    """
+
+    def __init__(self, prefix: str = "chart") -> None:
+        self.prefix, self.charts = prefix, dict[str, Any]()
 
     def add(self, data: Sequence[Mapping[str, Any]], shape: Mapping[str, Any], height: int = 360,
             caption: str = "", width: int = 0) -> str:
@@ -130,7 +146,7 @@ class Charts:
           caption: stands below.
           width: in pixels, at least.
         """
-        name = f"chart{len(self.charts)}"
+        name = f"{self.prefix}{len(self.charts)}"
         self.charts[name] = {"data": data, "layout": {**shape, "height": height}}
         note = f"<figcaption>{escaped(caption)}</figcaption>" if caption else ""
         return (f'<figure><div id="{name}" class="chart" style="height:{height}px;'

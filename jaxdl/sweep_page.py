@@ -22,6 +22,7 @@ from jaxdl.page import (
     escaped,
     falls,
     finite,
+    key,
     layout,
     section,
     table,
@@ -65,18 +66,6 @@ class PageTrial:
 
 
 # Values and their text.
-
-
-def key(value: Any) -> tuple[str, Any]:
-    """What makes two values the same: 1 and 1.0 are, 1 and True are not."""
-    if isinstance(value, Mapping):
-        return "tree", tuple(sorted(((str(k), key(v)) for k, v in value.items()),
-                                    key=lambda pair: pair[0]))
-    if isinstance(value, list | tuple):
-        return "list", tuple(map(key, value))
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return "number", value if value == value else "nan"
-    return type(value).__name__, str(value)
 
 
 def short_names(paths: Iterable[str]) -> dict[str, str]:

@@ -15,23 +15,34 @@ PROBE = """<script>setTimeout(() => {
   const size = e => { const r = e.getBoundingClientRect(); return [r.width, r.height]; };
   const found = [...document.querySelectorAll(".chart")].map(chart => ({
     drawn: [...chart.querySelectorAll("svg.main-svg, canvas")].map(size),
-    marks: chart.querySelectorAll(".points path, .js-line, canvas").length,
+    marks: chart.querySelectorAll(".points path, .js-line, .hm image, canvas").length,
     refused: !!chart.querySelector(".no-webgl"),
     wide: chart.scrollWidth <= chart.clientWidth + 1}));
   const row = () => document.querySelector("tbody tr")?.cells[0].textContent, rows = [row()];
   for (const _ of [0, 1]) { document.querySelector("th button")?.click(); rows.push(row()); }
   const buttons = [...document.querySelectorAll(".modebar-btn")].map(b => b.dataset.title);
+  let acted = null;
+  ACT
   const probe = document.createElement("pre");
   probe.id = "probe";
-  probe.textContent = JSON.stringify({found, rows, buttons, broken: window.broken ?? null});
+  probe.textContent = JSON.stringify({found, rows, buttons, acted, broken: window.broken ?? null});
   document.body.append(probe);
 }, 3000)</script>"""
 
 
-def browse(path: Path, folder: Path, *options: str) -> tuple[dict[str, Any], list[str], list[str]]:
-    """(what the probe saw, messages of the console, addresses that the page asked for)."""
+def browse(path: Path, folder: Path, *options: str,
+           act: str = "") -> tuple[dict[str, Any], list[str], list[str]]:
+    """(what the probe saw, messages of the console, addresses that the page asked for).
+
+    Args:
+      path: of the page, which is changed.
+      folder: for what the browser writes.
+      options: of the browser.
+      act: JavaScript that does what a user would, and may set `acted` to what came of it.
+    """
     assert BROWSER
-    path.write_text(path.read_text().replace("</body>", f"{PROBE}</body>"))
+    probe = PROBE.replace("ACT", act)
+    path.write_text(path.read_text().replace("</body>", f"{probe}</body>"))
     log = folder / "net.json"
     done = subprocess.run(
         [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--use-angle=swiftshader",

@@ -68,8 +68,8 @@ def test_a_task_has_checks_of_its_own_and_names_those_that_do_not_apply(
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    only = "--only=('inputs', 'order', 'initial_loss')"
-    assert cli.main(["check", "--experiment=mlp_digits", only, f"--workdir={tmp_path}"]) == 0
+    assert cli.main(["check", "--experiment=mlp_digits", "--only=inputs,order,initial_loss",
+                     f"--workdir={tmp_path}"]) == 0
     out = capsys.readouterr().out
     assert "3 passed, 0 to look at, 0 failed, 0 do not apply" in out
     page = (tmp_path / "check.html").read_text()

@@ -47,7 +47,8 @@ def imports(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", [*CORE, "allocator", "clock", "compilation", "cost", "distributed",
-                                  "files", "process", "profile", "resume", "tracing"])
+                                  "files", "interpret", "page", "pictures", "process", "profile",
+                                  "report", "resume", "serve", "tracing"])
 def test_the_core_knows_no_family(name: str) -> None:
     for module in imports(ROOT / "jaxdl" / f"{name}.py"):
         assert not module.startswith(("jaxdl.models", "jaxdl.tasks", "jaxdl.envs"))

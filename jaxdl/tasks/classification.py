@@ -1,7 +1,7 @@
 """Classification: one of several classes for each image."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxdl import metrics
 from jaxdl.config import Fraction, Size
 from jaxdl.evaluate import Context, Evaluate
+from jaxdl.pictures import Material, Picture
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 
 Array = jax.Array
@@ -76,6 +77,12 @@ class Classification(LossTask):
     def predict(self, state: TrainState, batch: Batch) -> Array:
         """The likeliest class: int32 [B]."""
         return self.logits(state, batch).argmax(-1).astype(jnp.int32)
+
+    def pictures(self, state: TrainState, material: Material) -> Iterator[Picture]:
+        """Inputs, confusion matrix, mistakes, and what the network looks at."""
+        from jaxdl.tasks import classification_pictures
+
+        return classification_pictures.show(self, state, material)
 
 
 @dataclass(frozen=True, kw_only=True)
