@@ -39,6 +39,7 @@ from rich.table import Table
 
 from jaxdl import clock, config, display, environment, files, record, sweep, sweep_page, workers
 from jaxdl.checkpoint import committed, write_atomically
+from jaxdl.cost import free_memory, memory_of
 from jaxdl.errors import (
     InUse,
     NoRoom,
@@ -61,7 +62,6 @@ from jaxdl.workers import Outcome, trial_folder
 TURNS, MEASURED = 5, 0.15  # of each way of training, and seconds of each turn
 DISK = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE
 OPEN = 4  # data sets that are held open for the next trials
-SPARE = 0.8  # of the free memory that a group of trials may take
 FLUSH = 2.0  # seconds between two writes of results to the ledger
 
 
@@ -857,36 +857,6 @@ def choose(study: Study, runner: Runner, group: list[Prepared]) -> None:
     if way == "vmap":
         return train_together(study, runner, number, group, program)
     return one_by_one(study, runner, group)
-
-
-def memory_of(program: Program) -> int:
-    """Bytes that training with a program takes, besides what is shared with everything else."""
-    from jaxdl import parallel
-
-    found = program.compile().result().memory_analysis()
-    state = parallel.bytes_of(program.target.state)  # kept once more: of the best step
-    if found is None:
-        return 4 * state
-    return state + found.temp_size_in_bytes + found.argument_size_in_bytes + max(
-        found.output_size_in_bytes - found.alias_size_in_bytes, 0)
-
-
-def free_memory(devices: Any) -> int | None:
-    """Bytes of each device, or of the host, that trials may take; None if it is not known."""
-    found = []
-    for device in devices.mesh.devices.flat:
-        stats = device.memory_stats() or {}
-        if "bytes_limit" in stats:
-            found.append(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    if not found:
-        with contextlib.suppress(OSError, StopIteration, ValueError):
-            line = next(line for line in Path("/proc/meminfo").read_text().splitlines()
-                        if line.startswith("MemAvailable"))
-            found.append(int(line.split()[1]) * 1024)
-        with contextlib.suppress(OSError, ValueError):  # the limit of a container
-            limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-            found.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return int(SPARE * min(found)) if found else None
 
 
 def rates_of(programs: Sequence[Program]) -> list[float]:
