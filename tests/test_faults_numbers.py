@@ -23,6 +23,7 @@ from jaxdl.errors import RunError
 from jaxdl.evaluate import Evaluate
 from jaxdl.experiment import Best, Experiment, Mesh
 from jaxdl.models.mlp import MLP
+from jaxdl.nonfinite import NonFinite, finite_or_raise
 from jaxdl.optimizer import SGD, Constant
 from jaxdl.resume import metrics
 from jaxdl.task import Aux, Mean, named, over_devices
@@ -154,13 +155,13 @@ def test_each_fault_meets_the_policy_at_its_step(policy: str, mode: str) -> None
     of = program(policy, mode)
     good, quiet = run(of, None)
     assert quiet[-1].halted == -1 and quiet[-1].skipped == 0
-    assert all(train.finite_or_raise(window) is window for window in quiet)
+    assert all(finite_or_raise(window) is window for window in quiet)
     for case, (_, _, text) in CASES.items():
         states, windows = run(of, case)
         assert not any(changed(*pair) for pair in zip(states[:STEP + 1], good, strict=False)), case
         if policy == "stop":
-            with pytest.raises(train.NonFinite) as error:
-                train.finite_or_raise(windows[-1])
+            with pytest.raises(NonFinite) as error:
+                finite_or_raise(windows[-1])
             assert f"step {error.value.step}: {error.value.names}" == text
             assert [int(w.halted) for w in windows] == [
                 -1 if i <= error.value.step else error.value.step for i in range(len(windows))]
