@@ -7,6 +7,7 @@ JAX keeps with each operation. An infinity that disappears again (a masked logit
 1 / (1 + exp(x))) leads to no such result, and is never blamed.
 """
 
+import dataclasses
 import functools
 import math
 import re
@@ -65,7 +66,7 @@ class Origin:
       row: the operation.
       line: "FILE:LINE (FUNCTION)", "" if unknown.
       ranges: of each operand that is a float: least and greatest finite value.
-      wrong: where the result is not finite.
+      wrong: where the result is NaN; if it is nowhere, where it is infinite.
       turns: of the loops that it is in, from the outermost: (turn, of how many, None if unknown).
       rows: all that was computed, in order; then the same inside of what holds the operation.
     """
@@ -132,8 +133,9 @@ class Measured:
             self.found[view] = self.found.get(of, 0.)
         self.rows: dict[int, Row] = {}  # by the number of the operation
         for i, equation in equations:
-            if all(not _is_var(v) or v in self.granted for v in equation.invars):
-                self.granted |= set(equation.outvars)  # known to whoever traced
+            if any(map(self.kind, equation.invars)) and all(
+                    not _is_var(v) or v in self.granted for v in equation.invars):
+                self.granted |= set(equation.outvars)
             self.rows[i] = Row(*self._layer(equation), equation.primitive.name,
                                worst(map(self.largest, equation.invars)),
                                worst(map(self.largest, equation.outvars)))
@@ -157,33 +159,33 @@ class Measured:
 
     def origin(self, result: int) -> Origin:
         """Where a result that is not finite comes from."""
-        var, chain = self.jaxpr.outvars[result], []
+        var = self.jaxpr.outvars[result]
+        chain: dict[int, Any] = {}  # by the number of the operation, its result on the way
         while True:
             if self.place[var] < 0:
                 return Origin(self.jaxpr.invars.index(var), rows=[*self.rows.values()])
-            chain.append(self.place[var])
-            equation = self.jaxpr.eqns[chain[-1]]
-            found = [v for v in equation.invars
+            at = self.place[var]
+            chain[at] = var
+            found = [v for v in self.jaxpr.eqns[at].invars
                      if _is_var(v) and v not in self.granted and self.kind(v)]
             if self.kind(var) == "nan":
                 found = [v for v in found if self.kind(v) == "nan"] or found
             if not found:
                 break
             var = min(found, key=lambda v: self.place[v])
-        at = chain[-1]
         if any(self.kind(v) == "inf" for v in self.jaxpr.eqns[at].invars):
             # An infinity that somebody meant, such as that of a mask: it began where the infinity
             # became a NaN.
-            at = next((i for i in reversed(chain) if self.rows[i].kind == "nan"), at)
-        return self._opened(at)
+            at = next((i for i, v in reversed(chain.items()) if self.kind(v) == "nan"), at)
+        return self._opened(at, chain[at])
 
-    def _opened(self, at: int) -> Origin:
-        """The operation, or the one inside of it."""
+    def _opened(self, at: int, result: Any) -> Origin:
+        """The operation with such a result, or the one inside of it."""
         equation, row = self.jaxpr.eqns[at], self.rows[at]
         self.alive()
-        slot = next(i for i, v in enumerate(equation.outvars) if self.kind(v) == row.kind)
+        slot = equation.outvars.index(result)
         operands = [v for v in equation.invars if _is_var(v)]
-        *known, given = self._values([*operands, equation.outvars[slot]], at + 1, list)
+        *known, given = self._values([*operands, result], at + 1, list)
         values = iter(known)
         taken = [next(values) if _is_var(v) else v.val for v in equation.invars]
         granted = [not _is_var(v) or v in self.granted or bool(self.kind(v))
@@ -192,8 +194,10 @@ class Measured:
             v in self.forward for v in equation.outvars])
         found = opened(equation, taken, granted, slot, inside)
         if found is None:
+            row = dataclasses.replace(row, given=self.largest(result))
+            wrong = jnp.isnan(given) if row.kind == "nan" else ~jnp.isfinite(given)
             found = Origin(None, row, line(equation), [extremes(x) for x in taken if _is_float(x)],
-                           ~np.asarray(jnp.isfinite(given)))
+                           np.asarray(wrong))
         found.line = found.line or line(equation)
         found.rows = [*self.rows.values(), *found.rows]
         return found
@@ -218,7 +222,7 @@ class Measured:
             return layer, "backward"
         if "jvp(" in stack or names:
             return layer, "backward" if self.forward.isdisjoint(equation.outvars) else "forward"
-        if around is not None:
+        if around is not None and around.part in ("forward", "backward"):
             return layer, around.part
         begun = any(row.part in ("forward", "backward") for row in self.rows.values())
         return layer, "after" if begun else "before"
@@ -244,11 +248,13 @@ def opened(equation: Any, taken: list[Any], granted: list[bool], result: int,
 def of_loop(equation: Any, taken: list[Any], granted: list[bool], result: int,
             inside: Callable[..., Measured]) -> Origin | None:
     """The same inside of a scan or a while loop: in the first turn that gives such a result."""
-    params, count, xs = equation.params, None, []
+    params = equation.params
+    count: int | None = None
+    xs: list[Any] = []
+    asked: Any = None  # whether there is another turn
     if equation.primitive.name == "scan":
         fixed, carried, count = params["num_consts"], params["num_carry"], params["length"]
         body, xs = closed(params["jaxpr"]), taken[fixed + carried:]
-        asked = None
     else:
         fixed, of_asked = params["body_nconsts"], params["cond_nconsts"]
         body, condition = closed(params["body_jaxpr"]), closed(params["cond_jaxpr"])
@@ -260,7 +266,7 @@ def of_loop(equation: Any, taken: list[Any], granted: list[bool], result: int,
     def first(slot: int) -> tuple[int, list[Any]] | None:
         """(the turn that made this result not finite, what it took)."""
         carry, turn = taken[fixed:fixed + carried], 0
-        while turn < count if asked is None else bool(asked(*carry)[0]):
+        while bool(asked(*carry)[0]) if count is None else turn < count:
             at = count - 1 - turn if count is not None and params["reverse"] else turn
             operands = [*taken[:fixed], *carry, *(x[at] for x in xs)]
             given = turn_of(*operands)

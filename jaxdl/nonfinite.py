@@ -132,7 +132,8 @@ class Search:
         wanted.sort(key=lambda i: (not results[i].startswith("metrics/loss/"),
                                    not results[i].startswith(means)))
         origin = apart.origin(traced.jaxpr, jax.tree.leaves(operands), wanted,
-                              [path.startswith(means) for path in results], self.alive)
+                              [path.startswith("metrics/") and path != "metrics/grad_norm"
+                               for path in results], self.alive)
         if origin is None:
             halted = int(program.advance(carry, [inputs]).window.halted)
             return None if result or halted < 0 else Found(

@@ -195,9 +195,15 @@ def test_no_state_that_is_not_finite_is_committed(
     with pytest.raises(RunError) as error:
         fit(tmp_path, faulty(case, **changes))
     newest = f" The newest checkpoint is of step {steps[-1]}." if steps else ""
+    before = " one step before, at step 7," if "parameters" in case else ""
+    name = "image" if "pixel" in case else "value"
+    example = permutation(0, 0, SIZE)[STEP * BATCH + ROW]
     assert str(error.value) == (
-        f"{tmp_path}: {text} not finite.{newest} A lower learning rate, --optimizer.clip or "
-        "--nonfinite=skip may help.")
+        f"{tmp_path}: {text} not finite. It began{before} in the data: 1 of the values of "
+        f'"{name}", in 1 of 16 examples (id {example}); the batch is in '
+        f"{tmp_path}/nonfinite/step_7.npz, a "
+        f"table of the layers beside it.{newest} Mend such examples or leave them out; "
+        "--nonfinite=skip passes them over.")
     assert saved(tmp_path) == steps
     assert all(line["step"] <= STEP + 1 for line in metrics(tmp_path))
 
