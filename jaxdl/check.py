@@ -28,7 +28,6 @@ from jaxdl.checks.subject import Finding, Subject, skipped
 from jaxdl.checks.training import TRAINING
 from jaxdl.errors import UserError, nearest, out_of_memory, told
 from jaxdl.experiment import Experiment
-from jaxdl.process import Preempted
 
 COLOURS = {"pass": "#2b8a3e", "warn": "#b35c00", "FAIL": "#c92a2a", "-": "#767d86"}
 STYLES = {"pass": "green", "warn": "yellow", "FAIL": "bold red", "-": "dim"}
@@ -76,8 +75,8 @@ def examine(experiment: Experiment, subject: Subject | None = None, *, fast: boo
                 if (short := out_of_memory(error)) is not None:
                     raise short from error
                 finding = _raised(error)
-            except (Preempted, UserError):
-                raise
+            except UserError as error:
+                finding = Finding("FAIL", str(error))
             except Exception as error:
                 finding = _raised(error)
         yield name, finding, time.perf_counter() - began

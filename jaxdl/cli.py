@@ -168,19 +168,6 @@ class CheckOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreflightOptions:
-    """What to find out before the first step.
-
-    Attributes:
-      largest_batch: whether to look for the largest batch that fits, which compiles a few times.
-      strict_data: refuses the stand-in where the declared data is missing.
-    """
-
-    largest_batch: bool = True
-    strict_data: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
 class ReportOptions:
     """Where to write the page of the runs, or to serve it.
 
@@ -370,13 +357,6 @@ def check(command: Command) -> int:
     return check.run(command)
 
 
-def preflight(command: Command) -> int:
-    """Tells what a run will cost."""
-    from jaxdl import preflight
-
-    return preflight.run(command)
-
-
 def show(command: Command) -> int:
     """Prints the experiment as a tree."""
     def lines(node: Any, was: Any, name: str, depth: int) -> Iterator[str]:
@@ -418,8 +398,6 @@ MODES = {
                   "them"),
     "check": Mode(check, CheckOptions,
                   "look for the mistakes that raise no error, before the long run"),
-    "preflight": Mode(preflight, PreflightOptions,
-                      "tell what a run will cost: compilation, memory, time, the largest batch"),
     "verify-resume": Mode(verify_resume, VerifyOptions,
                           "kill a run, continue it, and compare it bit by bit with one that was "
                           "not killed"),

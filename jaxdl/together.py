@@ -27,6 +27,7 @@ from jaxdl.errors import RunError
 from jaxdl.evaluate import Context, Evaluate, total
 from jaxdl.experiment import Experiment
 from jaxdl.init_from import overlay
+from jaxdl.nonfinite import NonFinite, finite_or_raise
 from jaxdl.process import Signals, Watchdog
 from jaxdl.train import Carry, Program, Progress, Window
 
@@ -222,12 +223,12 @@ class Together(train.Fit):
     def checked(self, window: Window) -> Window:
         for i, member in self.active():
             try:
-                train.finite_or_raise(_row(window, i))
-            except train.NonFinite as error:
+                finite_or_raise(_row(window, i))
+            except NonFinite as error:
                 self.fail(member, error)
         return window
 
-    def fail(self, member: Member, error: train.NonFinite) -> None:
+    def fail(self, member: Member, error: NonFinite) -> None:
         member.failed = (f"step {error.step:,}: {error.names} not finite; a lower learning rate, "
                          "optimizer.clip or nonfinite=skip may help")
         self.end([member], error.step, None)
@@ -301,7 +302,7 @@ class Together(train.Fit):
             finite = np.asarray(self.all_finite(carry.state))
             for i, member in self.active():
                 if not finite[i]:
-                    self.fail(member, train.NonFinite(step, "parameters are"))
+                    self.fail(member, NonFinite(step, "parameters are"))
             for _, member in self.active():
                 member.run.sync()
             whole = self.whole(carry)

@@ -27,10 +27,11 @@ from jaxdl.clock import Clock
 from jaxdl.data.loader import Inputs, Plan, ahead, shuffled
 from jaxdl.data.source import Source
 from jaxdl.display import console
-from jaxdl.errors import NotFinite, RunError, UsedAsStructure, UserError, nearest
+from jaxdl.errors import RunError, UsedAsStructure, UserError, nearest
 from jaxdl.evaluate import Context, assemble
 from jaxdl.experiment import Best, Experiment
 from jaxdl.init_from import overlay
+from jaxdl.nonfinite import NonFinite, explained, finite_or_raise
 from jaxdl.process import Preempted, Signals, Watchdog
 from jaxdl.task import Mean, named
 from jaxdl.tracing import tracing
@@ -147,6 +148,12 @@ class Program:
     def bound(self, knobs: Any) -> Any:
         """The task with these values of its floats."""
         return self._bind(knobs)[0]
+
+    def assembled(self, seen: Any, knobs: Any, arrays: Any, inputs: Any) -> dict[str, Any]:
+        """The transformed batch of the step at this position."""
+        *_, source, key = self._bind(knobs)
+        key = jax.random.fold_in(jax.random.fold_in(key, 1), seen)
+        return assemble(source, arrays, inputs, key)
 
     def init(self, knobs: Any) -> Carry:
         """The state before the first step."""
@@ -288,9 +295,8 @@ class Program:
         return self._advance(state, knobs, arrays, inputs)
 
     def _advance(self, state: Any, knobs: Any, arrays: Any, inputs: Any) -> tuple[Any, Any]:
-        task, tx, optimizer, source, key = self._bind(knobs)
-        key = jax.random.fold_in(jax.random.fold_in(key, 1), state.seen)
-        new, metrics = task.step(state, assemble(source, arrays, inputs, key), tx)
+        task, tx, optimizer, *_ = self._bind(knobs)
+        new, metrics = task.step(state, self.assembled(state.seen, knobs, arrays, inputs), tx)
         several = optimizer if isinstance(optimizer, Mapping) else {"": optimizer}
         rates = {f"learning_rate{'/' if n else ''}{n}":
                  o.learning_rate(state.step, self.experiment.steps) for n, o in several.items()}
@@ -366,23 +372,6 @@ class Progress:
         self.waited += 1
         self.stopped = ranking.patience is not None and self.waited >= ranking.patience
         return False
-
-
-class NonFinite(Exception):
-    """A step whose loss or gradient was NaN or infinite."""
-
-    def __init__(self, step: int, names: str) -> None:
-        super().__init__(step, names)
-        self.step, self.names = step, names
-
-
-def finite_or_raise(window: Window) -> Window:
-    """The window, unless a step in it ended the run."""
-    if window.halted < 0:
-        return window
-    values = {k: m.total for k, m in window.means.items()} | window.last
-    bad = [name for name, x in values.items() if not np.isfinite(x).all()]
-    raise NonFinite(int(window.halted), f"{', '.join(bad)} {'is' if len(bad) == 1 else 'are'}")
 
 
 def fit(experiment: Experiment, run: record.Run, *, sinks: tuple[str, ...] = (),
@@ -509,27 +498,27 @@ class Fit:
                 console.print(f"continuing {run.folder} from step {step:,}")
             return step, carry
         self.checkpoints.check_space(program.target, self.experiment.keep + 2)
-        carry = program.init(program.knobs)
-        if self.experiment.init_from.path is not None:
-            state, line = overlay(carry.state, self.experiment.init_from)
-            console.print(line)
-            carry = Carry(state, carry.window)
+        carry = self.fresh()
         if hasattr(carry.state, "params"):
             console.print(display.parameter_table(named(carry.state.params),
                                                  named(getattr(carry.state, "frozen", {}))))
         return 0, carry
+
+    def fresh(self) -> Carry:
+        """The carry of a fresh start."""
+        carry = self.program.init(self.program.knobs)
+        if self.experiment.init_from.path is None:
+            return carry
+        state, line = overlay(carry.state, self.experiment.init_from)
+        console.print(line)
+        return Carry(state, carry.window)
 
     def loop(self, step: int, carry: Carry) -> None:
         """Runs to the last step; a step that was not finite ends it wherever that is noticed."""
         try:
             self.run_steps(step, carry)
         except NonFinite as error:
-            self.checkpoints.wait()
-            before = self.checkpoints.steps()
-            kept = f" The newest checkpoint is of step {before[-1]:,}." if before else ""
-            raise NotFinite(
-                f"{self.run.folder}: step {error.step:,}: {error.names} not finite.{kept} A lower "
-                "learning rate, --optimizer.clip or --nonfinite=skip may help.") from error
+            raise explained(self, error) from error
 
     def run_steps(self, step: int, carry: Carry) -> None:
         experiment, program, progress, clock = (self.experiment, self.program, self.progress,

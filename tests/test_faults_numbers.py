@@ -23,6 +23,7 @@ from jaxdl.errors import RunError
 from jaxdl.evaluate import Evaluate
 from jaxdl.experiment import Best, Experiment, Mesh
 from jaxdl.models.mlp import MLP
+from jaxdl.nonfinite import NonFinite, finite_or_raise
 from jaxdl.optimizer import SGD, Constant
 from jaxdl.resume import metrics
 from jaxdl.task import Aux, Mean, named, over_devices
@@ -154,13 +155,13 @@ def test_each_fault_meets_the_policy_at_its_step(policy: str, mode: str) -> None
     of = program(policy, mode)
     good, quiet = run(of, None)
     assert quiet[-1].halted == -1 and quiet[-1].skipped == 0
-    assert all(train.finite_or_raise(window) is window for window in quiet)
+    assert all(finite_or_raise(window) is window for window in quiet)
     for case, (_, _, text) in CASES.items():
         states, windows = run(of, case)
         assert not any(changed(*pair) for pair in zip(states[:STEP + 1], good, strict=False)), case
         if policy == "stop":
-            with pytest.raises(train.NonFinite) as error:
-                train.finite_or_raise(windows[-1])
+            with pytest.raises(NonFinite) as error:
+                finite_or_raise(windows[-1])
             assert f"step {error.value.step}: {error.value.names}" == text
             assert [int(w.halted) for w in windows] == [
                 -1 if i <= error.value.step else error.value.step for i in range(len(windows))]
@@ -194,9 +195,15 @@ def test_no_state_that_is_not_finite_is_committed(
     with pytest.raises(RunError) as error:
         fit(tmp_path, faulty(case, **changes))
     newest = f" The newest checkpoint is of step {steps[-1]}." if steps else ""
+    before = " one step before, at step 7," if "parameters" in case else ""
+    name = "image" if "pixel" in case else "value"
+    example = permutation(0, 0, SIZE)[STEP * BATCH + ROW]
     assert str(error.value) == (
-        f"{tmp_path}: {text} not finite.{newest} A lower learning rate, --optimizer.clip or "
-        "--nonfinite=skip may help.")
+        f"{tmp_path}: {text} not finite. It began{before} in the data: 1 of the values of "
+        f'"{name}", in 1 of 16 examples (id {example}); the batch is in '
+        f"{tmp_path}/nonfinite/step_7.npz, a "
+        f"table of the layers beside it.{newest} Mend such examples or leave them out; "
+        "--nonfinite=skip passes them over.")
     assert saved(tmp_path) == steps
     assert all(line["step"] <= STEP + 1 for line in metrics(tmp_path))
 

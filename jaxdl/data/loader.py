@@ -46,8 +46,16 @@ def shuffled(source: Source, seed: int, start: int, batch_size: int, steps: int)
         raise UserError(f"{steps:,} steps of {batch_size:,} examples from example {start:,} on: a "
                         f"run counts from 0 to {POSITIONS:,} examples.")
     mask = np.ones(batch_size, np.float32)
-    return Plan(steps, lambda i: {
-        "index": source.index(seed, start + i * batch_size, batch_size), "mask": mask})
+
+    def at(i: int) -> Inputs:
+        position = start + i * batch_size
+        index = source.index(seed, position, batch_size)
+        if np.shape(index) != (batch_size,):
+            raise UserError(f"data: index() gave {np.size(index):,} ids for the {batch_size:,} "
+                            f"examples from position {position:,} on.")
+        return {"index": index, "mask": mask}
+
+    return Plan(steps, at)
 
 
 def ordered(size: int, batch_size: int) -> Plan:
