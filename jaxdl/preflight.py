@@ -257,7 +257,8 @@ def free_memory(root: Path = Path("/")) -> int | None:
     """Bytes that this process may still take: of the machine, or of its control group if less."""
     def number(path: str, before: str = "", unit: int = 1) -> int | None:
         try:
-            return unit * int((root / path).read_text().split(before)[-1].split()[0])
+            text = (root / path).read_text()
+            return unit * int((text.partition(before)[2] if before else text).split()[0])
         except (OSError, ValueError, IndexError):  # not there, or "max"
             return None
 
