@@ -51,6 +51,8 @@ class TrainOptions:
       strict_data: refuses the stand-in where the declared data is missing.
       accept_changes: continues a run directory although the experiment, or its data, differ.
       sinks: further loggers: wandb, mlflow.
+      strict_compile: ends the run where the step or an evaluator would be compiled a second time,
+        for other shapes or types; otherwise that is a warning.
       profile: START:STOP traces the steps of the run from START until STOP, counted from 0, into
         its folder, and prints the costliest operations.
       preempt_grace: seconds from SIGTERM, SIGINT or SIGHUP until the process ends, however far it
@@ -64,6 +66,7 @@ class TrainOptions:
     strict_data: bool = False
     accept_changes: bool = False
     sinks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    strict_compile: bool = False
     profile: str | None = None
     preempt_grace: Seconds | None = None
     stuck_after: Seconds | None = None
@@ -80,6 +83,19 @@ class EvaluateOptions:
 
     workdir: str | None = None
     step: str = "last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreflightOptions:
+    """What to find out before a run.
+
+    Attributes:
+      largest_batch: also the largest batch that fits, which takes three more compilations.
+      strict_data: refuses the stand-in where the declared data is missing.
+    """
+
+    largest_batch: bool = True
+    strict_data: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +282,7 @@ def train_watched(command: Command, watchdog: Watchdog) -> int:
         modules=command.modules)
     display.console.print(f"{command.name} in {folder}")
     fit(experiment, run, sinks=options.sinks, profile=steps, grace=options.preempt_grace,
-        watchdog=watchdog)
+        watchdog=watchdog, strict_compile=options.strict_compile)
     display.console.print(f"for a page of it: launch.py report {folder}")
     return 0
 
@@ -343,6 +359,13 @@ def sweep(command: Command) -> int:
     return study.run(command)
 
 
+def preflight(command: Command) -> int:
+    """Compiles the step of an experiment, and prints what it takes."""
+    from jaxdl import preflight
+
+    return preflight.run(command)
+
+
 def verify_resume(command: Command) -> int:
     """Kills runs of an experiment, and compares what continues with a run that was left alone."""
     from jaxdl import resume
@@ -398,6 +421,8 @@ MODES = {
                   "them"),
     "check": Mode(check, CheckOptions,
                   "look for the mistakes that raise no error, before the long run"),
+    "preflight": Mode(preflight, PreflightOptions,
+                      "compile the step, and print what it and the run will take"),
     "verify-resume": Mode(verify_resume, VerifyOptions,
                           "kill a run, continue it, and compare it bit by bit with one that was "
                           "not killed"),

@@ -17,8 +17,6 @@ import numpy as np
 
 from jaxdl.matmul import fast_dtype
 
-SPARE = 0.8  # of the free memory that is taken
-
 
 def flops(jaxpr: Any, used: Sequence[bool] | None = None) -> float:
     """The floating-point operations of the matrix products and convolutions of a traced function.
@@ -182,32 +180,19 @@ def memory_peak() -> int:
             1 if sys.platform == "darwin" else 1024)
 
 
-def memory_of(program: Any) -> int:
-    """Bytes that training with a `train.Program` takes, besides what is shared with everything
-    else."""
-    from jaxdl import parallel
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process may still take: of the machine, or of its control group if less."""
+    def number(path: str, before: str = "", unit: int = 1) -> int | None:
+        try:
+            text = (root / path).read_text()
+            return unit * int((text.partition(before)[2] if before else text).split()[0])
+        except (OSError, ValueError, IndexError):  # not there, or "max"
+            return None
 
-    found = program.compile().result().memory_analysis()
-    state = parallel.bytes_of(program.target.state)  # kept once more: of the best step
-    if found is None:
-        return 4 * state
-    return state + found.temp_size_in_bytes + found.argument_size_in_bytes + max(
-        found.output_size_in_bytes - found.alias_size_in_bytes, 0)
-
-
-def free_memory(devices: Any) -> int | None:
-    """Bytes of each device, or of the host, that training may take; None if it is not known."""
-    found = []
-    for device in devices.mesh.devices.flat:
-        stats = device.memory_stats() or {}
-        if "bytes_limit" in stats:
-            found.append(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    if not found:
-        with contextlib.suppress(OSError, StopIteration, ValueError):
-            line = next(line for line in Path("/proc/meminfo").read_text().splitlines()
-                        if line.startswith("MemAvailable"))
-            found.append(int(line.split()[1]) * 1024)
-        with contextlib.suppress(OSError, ValueError):  # the limit of a container
-            limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-            found.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return int(SPARE * min(found)) if found else None
+    found = [number("proc/meminfo", "MemAvailable:", 1024)]
+    for limit, used in (("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
+                        ("sys/fs/cgroup/memory/memory.limit_in_bytes",
+                         "sys/fs/cgroup/memory/memory.usage_in_bytes")):
+        if (most := number(limit)) is not None:
+            found.append(most - (number(used) or 0))
+    return min((x for x in found if x is not None), default=None)

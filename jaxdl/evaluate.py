@@ -16,6 +16,7 @@ from jaxdl.config import Size
 from jaxdl.data.loader import Inputs, ahead, ordered
 from jaxdl.data.source import Source
 from jaxdl.parallel import Devices
+from jaxdl.retrace import once
 from jaxdl.task import Task
 
 
@@ -97,7 +98,8 @@ def total(measure: Callable[[Task, Any, Any], Any], task: Task, state: Any, cont
             return measure(bound, state, assemble(source, arrays, inputs, jax.random.key(0)))
 
         context.compiled[key] = (
-            jax.jit(run, in_shardings=(None, None, devices.replicated, devices.batch),
+            jax.jit(once(run, f"evals.{context.name}", ("state", "knobs", "arrays", "inputs")),
+                    in_shardings=(None, None, devices.replicated, devices.batch),
                     out_shardings=devices.replicated),
             devices.replicate(source.arrays))
     run, arrays = context.compiled[key]

@@ -37,9 +37,19 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from jaxdl import clock, config, display, environment, files, record, sweep, sweep_page, workers
+from jaxdl import (
+    clock,
+    config,
+    cost,
+    display,
+    environment,
+    files,
+    record,
+    sweep,
+    sweep_page,
+    workers,
+)
 from jaxdl.checkpoint import committed, write_atomically
-from jaxdl.cost import free_memory, memory_of
 from jaxdl.errors import (
     InUse,
     NoRoom,
@@ -62,6 +72,7 @@ from jaxdl.workers import Outcome, trial_folder
 TURNS, MEASURED = 5, 0.15  # of each way of training, and seconds of each turn
 DISK = errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE
 OPEN = 4  # data sets that are held open for the next trials
+SPARE = 0.8  # of the free memory that a group of trials may take
 FLUSH = 2.0  # seconds between two writes of results to the ledger
 
 
@@ -857,6 +868,27 @@ def choose(study: Study, runner: Runner, group: list[Prepared]) -> None:
     if way == "vmap":
         return train_together(study, runner, number, group, program)
     return one_by_one(study, runner, group)
+
+
+def memory_of(program: Program) -> int:
+    """Bytes that training with a program takes, besides what is shared with everything else."""
+    from jaxdl import parallel
+
+    found = program.compile().result().memory_analysis()
+    state = parallel.bytes_of(program.target.state)  # kept once more: of the best step
+    if found is None:
+        return 4 * state
+    return state + found.temp_size_in_bytes + found.argument_size_in_bytes + max(
+        found.output_size_in_bytes - found.alias_size_in_bytes, 0)
+
+
+def free_memory(devices: Any) -> int | None:
+    """Bytes of each device, or of the host, that trials may take; None if it is not known."""
+    found = [stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+             for device in devices.mesh.devices.flat
+             if "bytes_limit" in (stats := device.memory_stats() or {})]
+    free = min(found) if found else cost.free_memory()
+    return None if free is None else int(SPARE * free)
 
 
 def rates_of(programs: Sequence[Program]) -> list[float]:

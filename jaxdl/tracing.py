@@ -21,12 +21,14 @@ class Tracing:
       loop: whether the trace is inside a loop of XLA (scan, while, map).
       device_axis: the name of the axis over devices, where each device runs a program of its own on
         its part of the batch; None where one program runs on all.
+      strict: whether what was compiled must not be traced again for other shapes.
       notes: where a layer says which form it chose, for the log; None where nobody reads it.
     """
 
     runs: int = 1
     loop: bool = False
     device_axis: str | None = None
+    strict: bool = False
     notes: set[str] | None = None
 
 

@@ -33,11 +33,13 @@ from jaxdl.experiment import Best, Experiment
 from jaxdl.init_from import overlay
 from jaxdl.nonfinite import NonFinite, explained, finite_or_raise
 from jaxdl.process import Preempted, Signals, Watchdog
+from jaxdl.retrace import once
 from jaxdl.task import Mean, named
 from jaxdl.tracing import tracing
 
 STRUCTURE = jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError
 FUSED = 100  # steps in one dispatch at most, where steps are short
+OPERANDS = "carry", "knobs", "arrays", "inputs", "count"  # of the compiled step
 SHORT = 1e9  # floating-point operations of a step below which it is short: some milliseconds
 
 
@@ -124,7 +126,8 @@ class Program:
         shardings = jax.tree.map(lambda x: x.sharding, self.target)
         self.fused = self._fused()
         self.step = jax.jit(
-            self._each if self.fused == 1 else self._steps, donate_argnums=0,
+            once(self._each if self.fused == 1 else self._steps, "the step", OPERANDS),
+            donate_argnums=0,
             out_shardings=shardings, in_shardings=(
                 shardings, devices.replicated, devices.replicated,
                 *([devices.split(self._axis)] if self.fused == 1 else
@@ -377,7 +380,7 @@ class Progress:
 def fit(experiment: Experiment, run: record.Run, *, sinks: tuple[str, ...] = (),
         profile: range | None = None, grace: float | None = None,
         watchdog: Watchdog | None = None, watcher: display.Watcher | None = None,
-        compile: "Callable[..., Program]" = Program,
+        strict_compile: bool = False, compile: "Callable[..., Program]" = Program,
         opened: Callable[[str], Source] | None = None) -> Progress:
     """Trains from the run's newest checkpoint, or from the start, to the last step.
 
@@ -389,6 +392,7 @@ def fit(experiment: Experiment, run: record.Run, *, sinks: tuple[str, ...] = (),
       grace: seconds after a signal when the process ends, however far it is with saving.
       watchdog: is told of progress.
       watcher: is told of numbers; None for a line on the terminal.
+      strict_compile: ends the run where the step or an evaluator would be compiled again.
       compile: makes the program.
       opened: its data, as `splits` opens it.
 
@@ -399,7 +403,8 @@ def fit(experiment: Experiment, run: record.Run, *, sinks: tuple[str, ...] = (),
     allocator.keep_memory()
     compilation.keep_programs()
     agree = distributed.leaving if distributed.several() else str
-    with Signals(agree, grace) as signals, contextlib.closing(run):
+    with (Signals(agree, grace) as signals, contextlib.closing(run),
+          tracing(strict=strict_compile)):
         devices = parallel.arrange(experiment.mesh, experiment.rules)
         validate(experiment, devices)
         opened = opened or splits(experiment)
