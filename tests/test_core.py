@@ -46,8 +46,9 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("name", [*CORE, "allocator", "clock", "compilation", "cost", "distributed",
-                                  "files", "process", "profile", "resume", "tracing"])
+@pytest.mark.parametrize("name", [*CORE, "allocator", "apart", "clock", "compilation", "cost",
+                                  "distributed", "files", "nonfinite", "preflight", "process",
+                                  "profile", "resume", "retrace", "tracing"])
 def test_the_core_knows_no_family(name: str) -> None:
     for module in imports(ROOT / "jaxdl" / f"{name}.py"):
         assert not module.startswith(("jaxdl.models", "jaxdl.tasks", "jaxdl.envs"))

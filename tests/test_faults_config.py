@@ -333,8 +333,8 @@ def test_a_mistyped_value_and_its_line(capfd: Captured, monkeypatch: pytest.Monk
      "directory.."),
     (["--experiment=\x1b[2J"], "--experiment=\\x1b[2J: no such experiment. 'list' shows all 5."),
     (["--experiment="], "--experiment=: the directory has no config.json, so it is not a run."),
-    (["a\nb"], "unknown mode 'a b'. The modes are train, evaluate, sweep, verify-resume, show, "
-     "list, launch."),
+    (["a\nb"], "unknown mode 'a b'. The modes are train, evaluate, sweep, preflight, "
+     "verify-resume, show, list, launch."),
 ])
 def test_beside_the_leaves(capfd: Captured, arguments: list[str], message: str) -> None:
     assert error(capfd, *arguments) == message
