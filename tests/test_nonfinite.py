@@ -173,15 +173,18 @@ def test_it_is_found_on_eight_devices(tmp_path: Path, mode: Any, changes: dict[s
     assert (EXAMPLE in found.text) == (mode == "pmap")
 
 
-def test_an_exploding_learning_rate_ends_with_one_line(tmp_path: Path) -> None:
-    """From the checkpoint before it; both kernels are near 1e26 then, and their product too large
-    for the logits, not for the hidden units. The loop says the same without a search."""
+def test_an_exploding_learning_rate_ends_with_one_line(tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the checkpoint before it, not from the start; both kernels are near 1e26 then, and their
+    product too large for the logits, not for the hidden units."""
+    begun, fresh = [], train.Fit.fresh
+    monkeypatch.setattr(train.Fit, "fresh", lambda self: begun.append(1) or fresh(self))
     experiment = planted(None, task=Classification(model=MLP(widths=(8,))), save_every=3, steps=9,
                          optimizer=SGD(learning_rate=Steep(peak=1e26)))
     with pytest.raises(NotFinite) as error:
         fit(tmp_path, experiment)
     line = str(error.value)
-    assert "\n" not in line
+    assert "\n" not in line and len(begun) == 1
     assert line.startswith(f'{tmp_path}: step 4: loss, grad_norm are not finite. It began in layer '
                            '"MLP/head": dot_general of [')
     assert line.endswith(f"the batch is in {tmp_path}/nonfinite/step_4.npz, a table of the layers "
@@ -298,6 +301,11 @@ def test_an_operand_that_is_not_finite_is_named() -> None:
     found = began(lambda x, y: (x[1:] * 2. + y[0]).sum(), np.array([np.inf, 1.], np.float32),
                   np.array([np.nan, 1.], np.float32))
     assert found.operand == 1  # the infinity is not in what is used
+
+
+def test_of_an_infinity_and_a_nan_the_nan_is_followed() -> None:
+    found = began(lambda x, y: jnp.exp(x) + jnp.log(y), jnp.float32(100.), jnp.float32(-1.))
+    assert (found.row.operation, found.ranges) == ("log", [(-1., -1.)])
 
 
 def test_the_table_has_a_row_for_each_layer() -> None:
