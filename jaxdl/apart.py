@@ -28,6 +28,7 @@ CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_v
          "custom_vjp_call_jaxpr", "checkpoint", "remat", "remat2")
 # JAX writes the layer of an operation as "transpose(jvp(MLP))/checkpoint/dense1".
 TRANSFORMED = re.compile(r"\w+\(|\)")
+LOOPS = ("scan", "while")
 VIEWS = ("reshape", "transpose", "broadcast_in_dim", "squeeze", "neg", "copy", "stop_gradient")
 # Compiled to run once.
 QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
@@ -222,7 +223,9 @@ class Measured:
             return layer, "backward"
         if "jvp(" in stack or names:
             return layer, "backward" if self.forward.isdisjoint(equation.outvars) else "forward"
-        if around is not None and around.part in ("forward", "backward"):
+        # A loop over micro-batches holds all parts.
+        if around is not None and (around.part in ("forward", "backward")
+                                   or around.operation not in LOOPS):
             return layer, around.part
         begun = any(row.part in ("forward", "backward") for row in self.rows.values())
         return layer, "after" if begun else "before"
@@ -233,7 +236,7 @@ def opened(equation: Any, taken: list[Any], granted: list[bool], result: int,
     """Where inside of an operation one of its results began not to be finite; None where it has no
     inside, or none that is computed alike."""
     params, name = equation.params, equation.primitive.name
-    if name in ("scan", "while"):
+    if name in LOOPS:
         return of_loop(equation, taken, granted, result, inside)
     if name == "cond":
         body, taken, granted = params["branches"][int(taken[0])], taken[1:], granted[1:]

@@ -218,10 +218,12 @@ def described(origin: apart.Origin, index: np.ndarray, ways: int = 1) -> str:
     row, wrong = origin.row, origin.wrong
     layer = f'layer "{row.layer}"' if row.layer else "the loss"
     place = {"forward": layer, "backward": f"the gradient of {layer}",
-             "before": "the transforms of the data", "after": "the update"}.get(row.part, layer)
+             "before": "what comes before the loss", "after": "what comes after the gradient"
+             }.get(row.part, layer)
     turns = "".join(f", turn {turn + 1:,}{f' of {count:,}' if count else ''} of a loop"
                     for turn, count in origin.turns)
-    of = " and ".join(f"[{low:.4g}, {high:.4g}]" for low, high in origin.ranges)
+    of = " and ".join("nothing finite" if math.isnan(low) else f"[{low:.4g}, {high:.4g}]"
+                      for low, high in origin.ranges)
     line = f" ({origin.line})" if origin.line else ""
     if ways > 1 and wrong.shape[:2] == (ways, len(index) // ways):
         wrong = wrong.reshape(len(index), *wrong.shape[2:])

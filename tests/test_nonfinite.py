@@ -78,7 +78,7 @@ CASES = {
     "slope": ([0.], 5, ' in the gradient of layer "Net/Root_0": div of [0.5, 0.5] and [0, 1] gives '
                        "an infinity ({here}"),
     "pixel": ([math.nan], 7, ' in the data: 1 of the values of "image", in {bad}'),
-    "label": ([], 0, " in the loss: select_n of [0, 1] and [nan, nan] gives NaN (jaxdl/tasks/"),
+    "label": ([], 0, " in the loss: select_n of [0, 1] and nothing finite gives NaN (jaxdl/tasks/"),
 }
 EXAMPLE = f"1 of 16 examples (id {BAD})"
 

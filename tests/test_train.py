@@ -295,8 +295,10 @@ def exploding(**changes: Any) -> Experiment:
 
 
 def test_a_step_that_is_not_finite_ends_the_run_and_is_never_saved(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"step 13: loss is not finite\. The newest checkpoint is of "
-                                       r"step 10\. A lower learning rate"):
+    with pytest.raises(RunError, match=(
+            r"step 13: loss is not finite\. It began in what comes after the gradient: select_n of "
+            r".*tests/test_train\.py:.* The newest checkpoint is of step 10\. A lower learning "
+            r"rate")):
         fit(tmp_path, exploding())
     assert committed(tmp_path / "checkpoints")[-1] == 10
     assert all(np.isfinite(x).all() for x in arrays(tmp_path).values())
