@@ -9,8 +9,6 @@ step in float64) is checked exactly.
 The checks are in `checks/`: data.py, model.py and training.py, over what subject.py prepares.
 """
 
-import base64
-import io
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -91,11 +89,13 @@ def _raised(error: Exception) -> Finding:
 
 def run(command: Any) -> int:
     """Checks an experiment; 1 if a check has failed."""
-    from jaxdl import allocator, cli, compilation
+    from jaxdl import allocator, cli, compilation, record
 
     options = command.options
     allocator.keep_memory()
     compilation.keep_programs()
+    folder = Path(options.workdir or Path("runs", command.name))
+    record.check_writable(folder)  # now, and not when all has been checked
     experiment, stand_in = cli.with_data(command, None, options.strict_data)
     only = [name.strip() for text in options.only for name in text.split(",")]
     wanted = checks(experiment.task, fast=options.fast, only=only)
@@ -118,13 +118,12 @@ def run(command: Any) -> int:
                           style=STYLES[finding.verdict], soft_wrap=True, markup=False)
     counts = {verdict: sum(f.verdict == verdict for f, _ in findings.values())
               for verdict in ("pass", "warn", "FAIL", "-")}
-    folder = Path(options.workdir) if options.workdir else Path("runs", command.name)
-    folder.mkdir(parents=True, exist_ok=True)
     title = f"Check of {command.name}"
     notes = [f"Stand-in data: {stand_in}."] if stand_in else []
     notes.append(f"{subject.experiment.steps} of {experiment.steps:,} steps, batches of "
                  f"{subject.experiment.batch_size} examples in place of "
                  f"{experiment.batch_size:,}, one device.")
+    folder.mkdir(parents=True, exist_ok=True)
     page.save(folder / "check.html", document(title, findings, subject, notes))
     console.print(f"{counts['pass']} passed, {counts['warn']} to look at, {counts['FAIL']} failed, "
                   f"{counts['-']} do not apply, in {time.perf_counter() - began:.0f} s; with "
@@ -219,7 +218,7 @@ def seen(subject: Subject) -> str:
             x = batch[name][i]
             if x.ndim == 3 and x.shape[-1] in (1, 3):
                 low, high = batch[name].min(), batch[name].max()
-                parts += f'<img alt="" src="{picture((x - low) / max(high - low, 1e-9))}">'
+                parts += f'<img alt="" src="{page.image((x - low) / max(high - low, 1e-9))}">'
             else:
                 parts += f"<pre>{page.escaped(_short(x, subject))}</pre>"
         out.append(f"<figure>{parts}<figcaption>{page.escaped(said)}</figcaption></figure>")
@@ -233,13 +232,3 @@ def _short(x: np.ndarray, subject: Subject) -> str:
         return f"{x.item():.4g}" if np.issubdtype(x.dtype, np.floating) else str(x.item())
     values = " ".join(f"{v:.3g}" for v in x.ravel()[:24])
     return values + (" ..." if x.size > 24 else "")
-
-
-def picture(image: np.ndarray) -> str:
-    """An image in [0, 1], [H, W, 1 or 3], as the address of a PNG."""
-    from PIL import Image
-
-    pixels = (np.clip(np.nan_to_num(image), 0, 1) * 255).round().astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

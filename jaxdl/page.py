@@ -15,6 +15,7 @@ import base64
 import functools
 import gzip
 import html
+import io
 import json
 import math
 import numbers
@@ -171,6 +172,22 @@ def cell(place: float | None, shown: str, title: str = "", colour: str = "") -> 
     tip = f' title="{escaped(title[:2000])}"' if title and title != shown else ""
     dot = f'<i style="background:{colour}"></i>' if colour else ""
     return f"<td{sort}{tip}>{dot}{escaped(shown)}</td>"
+
+
+def image(picture: np.ndarray, most: int = 112) -> str:
+    """A picture [H, W, 1 or 3] in [0, 1] as an address that holds it; a large one is made smaller,
+    and compressed with loss."""
+    from PIL import Image
+
+    pixels = np.round(255 * np.clip(np.nan_to_num(picture), 0, 1)).astype(np.uint8)
+    made = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    large = max(made.size) > 64
+    if max(made.size) > most:
+        made.thumbnail((most, most))
+    with io.BytesIO() as file:
+        made.save(file, "JPEG" if large else "PNG", **({"quality": 88} if large else {}))
+        kind = "jpeg" if large else "png"
+        return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def document(title: str, body: str, charts: Charts | None = None, *,

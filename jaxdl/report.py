@@ -5,9 +5,7 @@ checkpoint; what only they can tell (`task.pictures`) is left out with a line wh
 Knows no family of tasks: a task shows itself, see pictures.py.
 """
 
-import base64
 import contextlib
-import io
 import json
 import math
 import shlex
@@ -648,7 +646,7 @@ def images(picture: Any, charts: page.Charts) -> str:
     captions = [*picture.captions, *[""] * (len(picture.images) - len(picture.captions))]
     small = max(picture.images.shape[1:3], default=0) < 12
     cells = "".join(
-        f'<figure><img alt="{escaped(caption)}" src="{embedded(image)}">'
+        f'<figure><img alt="{escaped(caption)}" src="{page.image(image)}">'
         f"{f'<figcaption>{escaped(caption)}</figcaption>' if caption else ''}</figure>"
         for image, caption in zip(picture.images, captions, strict=True))
     if picture.heads:
@@ -657,22 +655,6 @@ def images(picture: Any, charts: page.Charts) -> str:
                 f'repeat({len(picture.heads)},minmax(0,130px))">{top}{cells}</div>')
     kind = "pictures tiny" if small and not picture.captions else "pictures"
     return f'<div class="{kind}">{cells}</div>'
-
-
-def embedded(image: np.ndarray, most: int = 112) -> str:
-    """A picture [H, W, 1 or 3] in [0, 1] as an address that holds it; a large one is made smaller,
-    and compressed with loss."""
-    from PIL import Image
-
-    pixels = np.round(255 * np.clip(np.nan_to_num(image), 0, 1)).astype(np.uint8)
-    made = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    large = max(made.size) > 64
-    if max(made.size) > most:
-        made.thumbnail((most, most))
-    with io.BytesIO() as file:
-        made.save(file, "JPEG" if large else "PNG", **({"quality": 88} if large else {}))
-        kind = "jpeg" if large else "png"
-        return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def matrix(picture: Any, charts: page.Charts) -> str:

@@ -1,20 +1,25 @@
 """Each check finds the bug that it is meant for, and is silent where there is none. All checks of
 all plants together take minutes: `benchmarks/check.py`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxdl import check, cli
-from jaxdl.checks.subject import Finding, Subject
+from jaxdl.checks import subject as subjects
+from jaxdl.checks.subject import NO_LOSS, Finding, Subject
+from jaxdl.checks.training import learning_rate_range
+from jaxdl.data.source import Records, Source
+from jaxdl.models.mlp import MLP
+from jaxdl.tasks.classification import Classification
 from tests import plants
 
-QUICK = [n for n, p in plants.PLANTS.items()]
 
-
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", plants.PLANTS)
 def test_a_planted_bug_is_found_by_its_check(name: str) -> None:
     plant = plants.PLANTS[name]
     found = dict(verdicts(plant.experiment(), plant.checks))
@@ -57,7 +62,7 @@ def test_a_task_has_checks_of_its_own_and_names_those_that_do_not_apply(
 
             return {"whole": whole, "raises": raises}
 
-    experiment = plants.digits(task=Own(model=plants.MLP(widths=())))
+    experiment = plants.digits(task=Own(model=MLP(widths=())))
     found = {name: finding for name, finding, _ in check.examine(
         experiment, only=("labels", "whole", "raises"))}
     assert found["labels"] == Finding("-", look_at="they are drawn at random")
@@ -65,6 +70,60 @@ def test_a_task_has_checks_of_its_own_and_names_those_that_do_not_apply(
     assert found["raises"].verdict == "FAIL"
     assert "TypeError: cannot reshape" in found["raises"].measured
     assert "test_check.py:" in found["raises"].look_at
+
+
+def test_what_has_no_loss_is_checked_for_the_rest() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Bare:
+        """The three functions of a task, and nothing else."""
+
+        inner: Any = Classification(model=MLP(widths=()))
+
+        def init(self, *a: Any) -> Any:
+            return self.inner.init(*a)
+
+        def step(self, *a: Any) -> Any:
+            return self.inner.step(*a)
+
+        def evaluate(self, *a: Any) -> Any:
+            return self.inner.evaluate(*a)
+
+    found = {name: finding for name, finding, _ in check.examine(plants.digits(
+        task=Bare()), Subject(plants.digits(task=Bare()), steps=20))}  # type: ignore[arg-type]
+    verdicts = {name: finding.verdict for name, finding in found.items()}
+    assert [n for n, v in verdicts.items() if v == "pass"] == [
+        "inputs", "labels", "duplicates", "leakage", "order", "masks", "evaluation", "updates",
+        "compiles_once"]
+    assert {f.look_at for n, f in found.items() if verdicts[n] == "-"} == {
+        NO_LOSS, "the task does not say that it is causal"}
+    assert set(verdicts.values()) == {"pass", "-"}
+
+
+def test_of_data_on_disk_examples_from_all_of_it_are_looked_at(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose files are often in the order of their classes."""
+    class OnDisk(plants.Digits):
+        def open(self, split: str) -> Source:
+            arrays: Any = super().open(split)
+            order = np.argsort(arrays.arrays["label"], kind="stable")
+            return Records(examples=[{k: x[i] for k, x in arrays.arrays.items()} for i in order],
+                           transforms=arrays.transforms)
+
+    monkeypatch.setattr(subjects, "TRAIN", 60)
+    experiment = plants.digits(data=OnDisk(size=8, channels=1))
+    found = Subject(experiment, steps=5).train.arrays
+    assert found is not None and len(found["label"]) == 60
+    assert np.unique(found["label"]).tolist() == list(range(10))
+
+
+def test_the_rate_rises_whatever_the_schedule_does_with_it() -> None:
+    experiment = plants.digits(MLP(widths=()))  # cosine, after a warm-up
+    subject = Subject(experiment, steps=30)
+    assert learning_rate_range(subject).verdict != "FAIL"
+    _, rates, _ = subject.curves["learning_rate_range"]
+    ratios = np.diff(np.log(rates))
+    np.testing.assert_allclose(ratios, ratios[0], rtol=1e-3)
+    assert rates[0] == pytest.approx(3e-6, rel=1e-3)
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

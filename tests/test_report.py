@@ -327,9 +327,9 @@ def test_a_model_without_a_dense_layer_and_large_images(monkeypatch: pytest.Monk
 
 def test_large_pictures_become_small() -> None:
     noise = np.random.default_rng(0).random((300, 200, 3))
-    assert len(report.embedded(noise)) < 20_000
-    assert report.embedded(noise).startswith("data:image/jpeg")
-    assert report.embedded(np.full((8, 8, 1), math.nan)).startswith("data:image/png")
+    assert len(page.image(noise)) < 20_000
+    assert page.image(noise).startswith("data:image/jpeg")
+    assert page.image(np.full((8, 8, 1), math.nan)).startswith("data:image/png")
 
 
 def test_a_picture_of_another_kind_is_refused() -> None:

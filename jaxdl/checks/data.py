@@ -117,7 +117,7 @@ def labels(subject: Subject) -> Finding:
 def _hashes(subject: Subject, source: Any) -> list[bytes]:
     """A hash of the inputs of each example as it is stored."""
     arrays = [np.ascontiguousarray(x[:EXAMPLES]) for n, x in (source.arrays or {}).items()
-              if n in subject.inputs or n not in (*subject.targets, "index", "mask")]
+              if n not in (*subject.targets, "index", "mask")]
     return [hashlib.blake2b(b"".join(x[i].tobytes() for x in arrays), digest_size=16).digest()
             for i in range(len(arrays[0]))] if arrays else []
 

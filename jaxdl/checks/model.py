@@ -10,10 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl.checks.data import classes
-from jaxdl.checks.subject import Finding, Subject, float_leaves, judged, skipped
+from jaxdl.checks.subject import NO_LOSS, Finding, Subject, float_leaves, judged, skipped
 from jaxdl.task import named
-
-NO_LOSS = "the task has no loss() of its own"
 
 
 def initial_loss(subject: Subject) -> Finding:

@@ -38,6 +38,7 @@ from jaxdl.train import SHORT, Carry, Program, splits
 Array = jax.Array
 Verdict = Literal["pass", "warn", "FAIL", "-"]
 TRAIN, TEST = 4_096, 512  # examples that are read, where they are not in memory anyway
+NO_LOSS = "the task has no loss() of its own"
 OFF = ("dropout", "smoothing", "drop_path")  # of the floats that regularise: zero turns them off
 
 
@@ -121,11 +122,11 @@ class Subject:
         return self.kept("train", TRAIN)
 
     def kept(self, split: str, most: int) -> Source:
-        """A split in memory: all of it if it is there, else its first examples."""
+        """A split in memory: all of it if it is there, else some of its examples."""
         source = self.opened(split)
         if source.arrays is not None:
             return source
-        arrays = source.read(np.arange(min(most, source.size)))
+        arrays = source.read(_spread(source.size, most))
         return Arrays(arrays=arrays, transforms=getattr(source, "transforms", ()))
 
     @functools.cached_property
@@ -138,12 +139,11 @@ class Subject:
         return Arrays(arrays=train.arrays, transforms=getattr(other, "transforms", ()))
 
     def batch(self, source: Source, size: int | None = None, key: int = 0) -> dict[str, Array]:
-        """Examples of a split, transformed; spread over it, since it may be in the order of its
-        classes."""
+        """Examples of a split, transformed."""
         size = min(size or self.experiment.batch_size, source.size)
         known = id(source), size, key
         if known not in self._batches:
-            index = np.linspace(0, source.size - 1, size).astype(np.int32)
+            index = _spread(source.size, size)
             made = self.compiled(functools.partial(assemble, source))
             self._batches[known] = source, made(
                 source.arrays, {"index": index, "mask": np.ones(size, np.float32)},
@@ -303,6 +303,11 @@ class Subject:
         """Metrics after training on inputs that say nothing."""
         carry = self.trained(arrays=self.zeroed(self.plain))
         return self.evaluated(carry.state, self.test, self.zeroed(self.test))
+
+
+def _spread(size: int, most: int) -> np.ndarray:
+    """Ids of examples from all of a split, which may be in the order of its classes."""
+    return np.linspace(0, size - 1, min(most, size)).astype(np.int32)
 
 
 def window_loss(carry: Carry) -> float:
