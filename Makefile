@@ -10,7 +10,7 @@ train: .venv/installed
 	.venv/bin/python launch.py --experiment=resnet_cifar --workdir=runs/resnet_cifar/first $(ARGS)
 
 test: .venv/installed-test
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal $(ARGS)
 
 lint: .venv/installed-test
 	.venv/bin/ruff check .

@@ -132,7 +132,7 @@ def test_trials_are_the_same_however_they_are_trained(file: Path) -> None:
     ("return grid(seed=[1])", ["--seeds=3"], "repeat: the trials vary the seed already."),
     ("return grid(seed=[1])", ["--executor=vmpa"],
      "--executor=vmpa: expected 'auto' or 'vmap' or 'sequential' or 'processes' or 'ray' or "
-     "'slurm'."),
+     "'slurm'. Did you mean 'vmap'?"),
     ("return []", ["--over=seed"], "--over seed: expected PATH=VALUE,VALUE."),
     ("return []", ["--over=sed=1,2"], "--over sed=1,2: --sed: no such field. Did you mean --seed?"),
     ("return []", ["--over=steps=1,x"], "--over steps=1,x: --steps=x: expected int, at least 1."),
