@@ -13,10 +13,13 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from jaxdl import distributed
 from jaxdl.process import Watchdog
 
 ENVIRONMENT = "JAXDL_SECTIONS"
+AHEAD = 2.0  # seconds of steps that may wait for the device: a save has to wait for them, too
 MEASURED = ("examples_per_second", "data_wait", "flops_per_second", "mfu", "memory_peak")
 
 
@@ -31,10 +34,15 @@ class Clock:
 
     def __init__(self, watchdog: Watchdog | None = None) -> None:
         self._watchdog = watchdog
-        self._began = self._left = time.perf_counter()
+        self._began = self._left = self._synced = time.perf_counter()
         self._steps, self._waited = 0, 0.0
+        self._ahead, self._allowed = 0, 1.0
         path = os.environ.get(ENVIRONMENT)
         self._file = open(path, "a") if path and distributed.leads() else None  # noqa: SIM115
+
+    def start(self) -> None:
+        """The loop begins."""
+        self._began = self._left = self._synced = time.perf_counter()
 
     def enter(self, section: str, step: int, batches: Sequence[Mapping[str, Any]] = ()) -> None:
         """A section begins: "compile", "restore", "step", "evaluate", "save" or "profile".
@@ -74,6 +82,23 @@ class Clock:
         yield
         self._began += time.perf_counter() - began
         self._left += time.perf_counter() - began
+        self._synced += time.perf_counter() - began
+
+    def follow(self, carry: Any, steps: int) -> None:
+        """Waits for the device, where the host has come `AHEAD` seconds ahead of it: what is asked
+        of the run then, to save and to leave, begins within that time. The first steps tell how
+        many steps that is.
+
+        Args:
+          carry: of the steps that were just dispatched.
+          steps: how many those are.
+        """
+        self._ahead += steps
+        if self._ahead >= self._allowed:
+            jax.block_until_ready(carry)
+            synced, self._synced = self._synced, time.perf_counter()
+            self._allowed = AHEAD * self._ahead / max(self._synced - synced, 1e-9)
+            self._ahead = 0
 
     def dispatched(self) -> tuple[int, float, float]:
         """(steps, seconds waited, seconds) since the last call."""

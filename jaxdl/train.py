@@ -529,8 +529,7 @@ class Fit:
         experiment, program, progress, clock = (self.experiment, self.program, self.progress,
                                                 self.clock)
         start, end, self.signals.begun = step, experiment.steps, True
-        clock.arrived()  # starts now
-        clock.dispatched()
+        clock.start()
         seen = int(np.ravel(carry.state.seen)[0])  # of trials trained together the same
         stream, advance = ahead(program.source, program.plan(seen, end - step),
                                 program.devices.rows(experiment.batch_size),
@@ -553,6 +552,7 @@ class Fit:
                     batches = list(itertools.islice(stream, count))
                 clock.enter("step", step, batches)
                 carry = advance(carry, batches)
+                clock.follow(carry, count)
                 step += count
                 progress.evaluated.clear()
                 if step % experiment.log_every == 0 or step == end:

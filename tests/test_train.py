@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl import checkpoint, config, record, train
+from jaxdl import checkpoint, clock, config, record, train
 from jaxdl.checkpoint import committed
 from jaxdl.errors import RunError, UserError
 from jaxdl.evaluate import Evaluate
@@ -207,6 +207,7 @@ def test_the_loop_does_not_read_from_the_device_at_every_step(
         monkeypatch.setattr(train.Program, "advance", advance_and_read)
     monkeypatch.setattr(train.Clock, "waiting", dispatch_begins)
     monkeypatch.setattr(train, "FUSED", fused)
+    monkeypatch.setattr(clock, "AHEAD", 1e9)  # however slow the machine is
     with reads:
         fit(tmp_path, shorter(steps=100, log_every=50, save_every=1000, evals={}, best=Best()))
     assert len(counted) == {1: 100, 20: 6}[fused]
@@ -214,7 +215,34 @@ def test_the_loop_does_not_read_from_the_device_at_every_step(
     if planted:
         assert in_loop >= len(counted) - 1
     else:
-        assert in_loop <= 1, "one bulk read, of the first interval"
+        assert in_loop == 2, "the first step is awaited, to know its length; one bulk read"
+
+
+@pytest.mark.parametrize(("seconds", "fused", "waits"), [
+    (5.0, 1, range(1, 2001)),             # longer than it may be behind: awaited one by one
+    (0.5, 1, [1, *range(5, 2001, 4)]),
+    (1 / 128, 1, range(1, 2001, 256)),
+    (1 / 128, 100, range(100, 2001, 300)),
+    (1e-6, 100, [100]),
+])
+def test_the_host_is_not_long_ahead_of_the_device(monkeypatch: pytest.MonkeyPatch, seconds: float,
+                                                  fused: int, waits: Any) -> None:
+    """What is dispatched and not yet computed takes two seconds at most, whatever a step takes."""
+    now, computed, waited = 0.0, 0, []
+    watch = clock.Clock()
+
+    def wait(dispatched: int) -> None:
+        nonlocal now, computed
+        now += (dispatched - computed) * seconds
+        computed = dispatched
+        waited.append(dispatched)
+
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(clock.jax, "block_until_ready", wait)
+    watch.start()
+    for step in range(fused, 2001, fused):
+        watch.follow(step, fused)
+    assert waited == list(waits)
 
 
 def test_fused_steps_are_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
