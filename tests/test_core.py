@@ -49,8 +49,9 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("name", [*CORE, "allocator", "apart", "check", "checks/data",
                                   "checks/model", "checks/subject", "checks/training", "clock",
                                   "compilation", "cost", "distributed", "files", "interpret",
-                                  "nonfinite", "page", "pictures", "preflight", "process",
-                                  "profile", "report", "resume", "retrace", "serve", "tracing"])
+                                  "logged", "nonfinite", "page", "pictures", "preflight",
+                                  "process", "profile", "report", "resume", "retrace", "serve",
+                                  "tracing"])
 def test_the_core_knows_no_family(name: str) -> None:
     for module in imports(ROOT / "jaxdl" / f"{name}.py"):
         assert not module.startswith(("jaxdl.models", "jaxdl.tasks", "jaxdl.envs"))

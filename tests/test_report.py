@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxdl import cli, config, page, pictures, record, report
+from jaxdl import cli, config, logged, page, pictures, record, report
 from jaxdl.errors import DataMissing, UserError
 from jaxdl.evaluate import Evaluate
 from jaxdl.experiment import Best
@@ -66,7 +66,7 @@ def own(text: str) -> str:
 
 
 def whole(*folders: Path) -> str:
-    runs = [report.read(f, n) for f, n in zip(folders, report.names(folders), strict=True)]
+    runs = [logged.read(f, n) for f, n in zip(folders, report.names(folders), strict=True)]
     return own(report.document(runs))
 
 
@@ -105,7 +105,7 @@ def test_a_resumed_torn_and_odd_log_is_read(tmp_path: Path) -> None:
         '{"step": 4, "train/loss": NaN, "odd": "text", "also": [1], "true": true}', "[]", "null",
         '{"step": "5", "train/loss": 1}', '{"step": true, "train/loss": 1}', '{"step": -1, "a": 1}',
         '{"train/loss": 1}', "\x00\xff", '{"step": 6, "train/lo']))
-    found = report.logged(path)
+    found = logged.numbers(path)
     assert list(found) == ["train/loss"]
     steps, values = found["train/loss"]
     assert steps.tolist() == [1, 2, 3, 4]
@@ -116,21 +116,21 @@ def test_a_long_curve_keeps_its_extremes_its_gaps_and_its_ends() -> None:
     steps = np.arange(100_000)
     values = np.sin(steps / 7_000.)
     values[12_345], values[77_777], values[50_000] = 40., -30., math.nan
-    x, y = report.envelope(steps, values, 2_000)
+    x, y = logged.envelope(steps, values, 2_000)
     assert len(x) <= 2_003 and (np.diff(x) > 0).all() and (x[0], x[-1]) == (0, 99_999)
     assert set(zip(x.tolist(), y.tolist(), strict=True)) >= {(12_345, 40.), (77_777, -30.)}
     assert np.isnan(y[x == 50_000]).all() and np.isnan(y).sum() == 1
     np.testing.assert_array_equal(y, values[x])
-    assert report.envelope(steps[:10], values[:10], 20)[0].tolist() == list(range(10))
+    assert logged.envelope(steps[:10], values[:10], 20)[0].tolist() == list(range(10))
     nothing = np.full(100, math.nan)
-    assert np.isnan(report.envelope(np.arange(100), nothing, 10)[1]).all()
+    assert np.isnan(logged.envelope(np.arange(100), nothing, 10)[1]).all()
 
 
 def test_a_huge_log_makes_a_small_page(tmp_path: Path) -> None:
     lines = [json.dumps({"step": s, **{f"train/m{i}": s * 1.000123 ** i for i in range(8)}})
              for s in range(1, 100_001)]
     run = written(tmp_path / "a", lines, steps=100_000)
-    text = report.document([report.read(run)])
+    text = report.document([logged.read(run)])
     assert len(text) < 3.5e6
     assert all(len(s["x"]) < 2_100 and s["x"][-1] == 100_000
                for c in data(text)["curves"].values() for s in c["series"])
@@ -251,7 +251,7 @@ def test_odd_files_of_a_run_are_survived(tmp_path: Path) -> None:
 
 def sections(folder: Path, **options: Any) -> tuple[str, page.Charts]:
     charts = page.Charts()
-    return report.pictures(report.read(folder), (), options.get("tsne", False), charts), charts
+    return report.pictures(logged.read(folder), (), options.get("tsne", False), charts), charts
 
 
 def test_a_classifier_shows_what_it_does(trained: Path) -> None:
