@@ -70,6 +70,16 @@ def test_a_folder_that_the_user_has_set_stays(tmp_path: Path) -> None:
     assert int(missed) > 0
 
 
+def test_the_least_recently_used_programs_go(tmp_path: Path) -> None:
+    for name, size, used, written in [("a", 10, 300, 100), ("b", 20, 200, 200), ("c", 30, 0, 400),
+                                      ("d", 40, 0, 100)]:
+        (tmp_path / name).write_bytes(bytes(size))
+        os.utime(tmp_path / name, (used, written))
+    for limit, left in [(100, "abcd"), (99, "abc"), (59, "ac"), (0, "")]:
+        compilation.trim(tmp_path, limit)
+        assert sorted(p.name for p in tmp_path.iterdir()) == list(left)
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, capfd: Any,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
