@@ -280,7 +280,7 @@ class Together(train.Fit):
         active, evaluator = self.active(), self.experiment.evals[name]
         if type(evaluator).__call__ is not Evaluate.__call__:  # It may do anything.
             return [member.experiment.evals[name](
-                member.experiment.task, _row(carry.state, i), context(
+                member.experiment.task, _part(carry.state, i), context(
                     member, compiled=self.compiled.setdefault(member.number, {})))
                 for i, member in active]
         assert isinstance(evaluator, Evaluate)
@@ -351,8 +351,8 @@ class Together(train.Fit):
                     at = member.best.best_step if best else step if carry is not None else None
                     if at is None or (best and at == step and carry is not None):
                         continue
-                    state = (_row(self.best, row) if best else
-                             _row(carry.state, int(np.flatnonzero(self.rows == row)[0])))  # type: ignore
+                    state = (_one(self.best, row) if best else
+                             _one(carry.state, int(np.flatnonzero(self.rows == row)[0])))  # type: ignore
                     progress = member.best if best else member.progress
                     store.save(at, Carry(state, window), best=member.best.best_step, meta={
                         "progress": dataclasses.asdict(progress),
@@ -382,6 +382,16 @@ class Nobody:
 def _row(tree: Any, i: Any) -> Any:
     """One trial's part, or that of several."""
     return jax.tree.map(lambda x: x[i], tree)
+
+
+def _one(state: Any, i: int) -> Any:
+    """One trial's part of a state, in one program. If every device has the whole state, the part is
+    that of one device: a checkpoint would collect it from all of them."""
+    return _part(jax.tree.map(
+        lambda x: x.addressable_data(0) if x.is_fully_replicated else x, state), i)
+
+
+_part = jax.jit(_row)
 
 
 def _set(x: Any, rows: Any, values: Any) -> Any:

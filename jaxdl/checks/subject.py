@@ -96,9 +96,10 @@ class Subject:
         batch = min(experiment.batch_size, batch_size)
         if steps is None:
             tx = experiment.transformations()
-            init = jax.make_jaxpr(lambda key, x: self.task.init(key, x, tx))
-            forward = cost.flops(init(jax.random.key(0), self.batch(self.train, batch)).jaxpr)
-            steps = 300 if 3 * forward < SHORT else 100
+            example = self.batch(self.train, batch)
+            state = jax.eval_shape(lambda key: self.task.init(key, example, tx), jax.random.key(0))
+            step = jax.make_jaxpr(lambda state, x: self.task.step(state, x, tx))(state, example)
+            steps = 300 if cost.flops(step.jaxpr) < SHORT else 100
         steps = min(experiment.steps, steps)
         # A schedule is in fractions of the steps: this is the same recipe, shorter.
         self.experiment = dataclasses.replace(
