@@ -384,14 +384,15 @@ def _row(tree: Any, i: Any) -> Any:
     return jax.tree.map(lambda x: x[i], tree)
 
 
+_part = jax.jit(_row)  # in one program
+
+
 def _one(state: Any, i: int) -> Any:
-    """One trial's part of a state, in one program. If every device has the whole state, the part is
-    that of one device: a checkpoint would collect it from all of them."""
-    return _part(jax.tree.map(
-        lambda x: x.addressable_data(0) if x.is_fully_replicated else x, state), i)
-
-
-_part = jax.jit(_row)
+    """One trial's part of a state. If every device has the whole state, the part is that of one
+    device: a checkpoint would collect it from all of them."""
+    if all(x.is_fully_replicated for x in jax.tree.leaves(state)):
+        state = jax.tree.map(lambda x: x.addressable_data(0), state)
+    return _part(state, i)
 
 
 def _set(x: Any, rows: Any, values: Any) -> Any:

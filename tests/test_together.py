@@ -247,10 +247,14 @@ def config():
     assert (run / "trials/0000/seen").read_text() == "0.5"
 
 
-def test_a_mesh_of_devices_trains_them_as_one_device(tmp_path: Path) -> None:
+def test_a_mesh_of_devices_trains_them_as_one_device(tmp_path: Path,
+                                                     capsys: pytest.CaptureFixture[str]) -> None:
+    """Some arrays are split over two devices, the smaller ones are not."""
     run, split = tmp_path / "one", tmp_path / "eight"
-    assert sweep(run, "--over=seed=0:2", "--steps=8") == 0
-    assert sweep(split, "--over=seed=0:2", "--steps=8", "--mesh.data=4", "--mesh.fsdp=2") == 0
+    options = "--over=seed=0:2", "--steps=8", "--task.model.widths=(512,)"
+    assert sweep(run, *options) == 0
+    assert sweep(split, *options, "--mesh.data=4", "--mesh.fsdp=2") == 0
+    assert "one by one" not in capsys.readouterr().out
     for number in range(2):
         assert_close(logged(run / f"trials/{number:04d}"), logged(split / f"trials/{number:04d}"),
                      1e-4)
