@@ -76,13 +76,14 @@ class Clock:
 
     @contextlib.contextmanager
     def paused(self, section: str, step: int) -> Iterator[None]:
-        """The time inside, which is such a section's, does not count."""
+        """The time inside, which is such a section's, does not count. It begins with all steps
+        done, or waits for them."""
         self.enter(section, step)
         began = time.perf_counter()
         yield
         self._began += time.perf_counter() - began
         self._left += time.perf_counter() - began
-        self._synced += time.perf_counter() - began
+        self._synced, self._ahead = time.perf_counter(), 0
 
     def follow(self, carry: Any, steps: int) -> None:
         """Waits for the device, where the host has come `AHEAD` seconds ahead of it: what is asked

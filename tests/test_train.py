@@ -245,6 +245,28 @@ def test_the_host_is_not_long_ahead_of_the_device(monkeypatch: pytest.MonkeyPatc
     assert waited == list(waits)
 
 
+def test_what_a_save_waited_for_does_not_count_as_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of half a second, of which a save in between awaits three."""
+    now, computed, waited = 0.0, 0, []
+    watch = clock.Clock()
+
+    def wait(dispatched: int) -> None:
+        nonlocal now, computed
+        now += (dispatched - computed) * 0.5
+        computed = dispatched
+        waited.append(dispatched)
+
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(clock.jax, "block_until_ready", wait)
+    watch.start()
+    for step in range(1, 21):
+        watch.follow(step, 1)
+        if step == 4:
+            with watch.paused("save", 4):
+                wait(step)
+    assert waited == [1, 4, 8, 12, 16, 20]
+
+
 def test_fused_steps_are_the_same_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However steps are grouped, the run is the same to the bit; one by one to rounding."""
     fit(tmp_path / "a", shorter(log_every=3))
