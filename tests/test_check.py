@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl import check, cli
+from jaxdl import check, cli, config
 from jaxdl.checks import subject as subjects
 from jaxdl.checks.subject import NO_LOSS, Finding, Subject
 from jaxdl.checks.training import learning_rate_range
@@ -114,6 +114,25 @@ def test_of_data_on_disk_examples_from_all_of_it_are_looked_at(
     found = Subject(experiment, steps=5).train.arrays
     assert found is not None and len(found["label"]) == 60
     assert np.unique(found["label"]).tolist() == list(range(10))
+
+
+def test_long_steps_are_fewer() -> None:
+    """Of an MLP 300; of one whose step takes more than 1e9 operations, 6 a weight and example,
+    100; and where a step cannot be traced, the checks say why."""
+    class Broken(Classification):
+        def loss(self, *arguments: Any, **options: Any) -> Any:
+            raise ValueError("the loss is broken")
+
+    experiment = plants.digits()
+    wide = config.replace(experiment, {"task.model.widths": (2_048, 2_048)})
+    assert Subject(experiment).experiment.steps == 300
+    assert Subject(wide, batch_size=32).experiment.steps == 300
+    assert Subject(wide, batch_size=64).experiment.steps == 100
+    broken = config.replace(experiment, {"task": Broken(model=experiment.task.model)})
+    found = {n: f for n, f, _ in check.examine(broken, only=("order", "gradients"))}
+    assert found["order"].verdict == "pass"
+    assert found["gradients"].verdict == "FAIL"
+    assert found["gradients"].measured.startswith("raised ValueError: the loss is broken")
 
 
 def test_the_rate_rises_whatever_the_schedule_does_with_it() -> None:
