@@ -1,4 +1,5 @@
-"""Starting from another run's parameters: which are taken, under which names."""
+"""Starting from another run's parameters, or from published weights: which are taken, under which
+names."""
 
 import os
 import re
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxdl import distributed
+from jaxdl import distributed, weights
 from jaxdl.checkpoint import arrays, read_manifest, select
 from jaxdl.errors import UserError, nearest
 from jaxdl.task import named
@@ -36,12 +37,22 @@ def parameters(run: Path, step: str) -> tuple[int, dict[str, Any]]:
     return number, flat
 
 
-def overlay(state: Any, init: "InitFrom") -> tuple[Any, str]:
-    """(the state with parameters from another run, a line that says what was taken)."""
+def overlay(state: Any, init: "InitFrom", task: Any) -> tuple[Any, str]:
+    """(the state with parameters from elsewhere, a line that says what was taken)."""
     assert init.path is not None
     run = Path(os.path.expanduser(init.path))
+    target = named(state)
+    places = {re.sub(r"^(frozen|ema)/", "params/", p): p for p in target
+              if re.match(r"(params|frozen|mutable)/", p)}
+    published = run.is_file()
     try:
-        number, stored = distributed.by_leader(lambda: parameters(run, init.step))
+        if published:
+            shapes = {p: list(target[place].shape) for p, place in places.items()}
+            origin, stored = distributed.by_leader(
+                lambda: weights.stored(run, getattr(task, "model", None), shapes))
+        else:
+            number, stored = distributed.by_leader(lambda: parameters(run, init.step))
+            origin = f"step {number} of {run}"
     except ValueError as error:
         raise UserError(f"init_from: {error}.") from error
     for pattern, replacement in init.rename:
@@ -51,13 +62,12 @@ def overlay(state: Any, init: "InitFrom") -> tuple[Any, str]:
             raise UserError(f"init_from.rename: {replacement!r} cannot replace {pattern!r} "
                             f"({error}).") from error
     stored.pop("", None)
-    target = named(state)
-    places = {re.sub(r"^(frozen|ema)/", "params/", p): p for p in target
-              if re.match(r"(params|frozen|mutable)/", p)}
     fresh = {p for p in places if any(re.fullmatch(f, p) for f in init.fresh)}
     missing = [p for p in places if p not in stored and p not in fresh]
+    if published:
+        weights.explain(run, stored, places, fresh, shapes)
     if missing:
-        raise UserError(f"init_from: {missing[0]} is not in step {number} of {run}"
+        raise UserError(f"init_from: {missing[0]} is not in {origin}"
                         f"{nearest(missing[0], stored)} ({len(missing)} missing in all); rename "
                         "it with init_from.rename or leave it new with init_from.fresh.")
     wanted = {path: place for path, place in places.items() if path not in fresh}
@@ -67,13 +77,19 @@ def overlay(state: Any, init: "InitFrom") -> tuple[Any, str]:
             raise UserError(f"init_from: {path} is {shape} in {run}, and {here} here; "
                             "init_from.fresh can leave it new.")
     try:
-        found = arrays(run / "checkpoints", number, "|".join(
-            re.escape(stored[path][0]) for path in wanted)) if wanted else {}
+        chosen = [stored[path][0] for path in wanted]
+        if published:
+            found = weights.read(run, chosen)
+        else:
+            found = arrays(run / "checkpoints", number,
+                           "|".join(map(re.escape, chosen))) if wanted else {}
     except ValueError as error:
         raise UserError(f"init_from: {error}.") from error
     taken = {}
     for path, place in wanted.items():
         x, old = found[stored[path][0]], target[place]
+        if published:
+            x = weights.from_torch(path, x, old.shape)
         taken[place] = distributed.put(x.astype(old.dtype), old.sharding)
         average = "ema/" + place.removeprefix("params/")
         if average in target:
@@ -81,5 +97,5 @@ def overlay(state: Any, init: "InitFrom") -> tuple[Any, str]:
     unused = len(set(stored) - set(wanted))
     leaves = [taken.get(p, x) for p, x in target.items()]
     return jax.tree.unflatten(jax.tree.structure(state), leaves), (
-        f"started from step {number} of {run}: {len(wanted)} arrays taken, "
+        f"started from {origin}: {len(wanted)} arrays taken, "
         f"{len(fresh)} fresh, {unused} unused")

@@ -53,6 +53,29 @@ class Dropout(nn.Module):
         return jnp.where(kept, x * factor, jnp.zeros((), x.dtype))
 
 
+class StochasticDepth(nn.Module):
+    """Sets a whole example to zero with probability `rate`, and divides the others by 1 - rate.
+
+    On the branch f of a residual x + f(x) it trains networks of random depth: Huang et al. (2016),
+    https://arxiv.org/abs/1603.09382, section 3, scaled in training instead of testing. Like Dropout
+    it asks the rate no Python question and draws from the collection "dropout".
+
+    Attributes:
+      rate: probability of zero, less than one; None leaves the layer out.
+    """
+
+    rate: Fraction | None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if self.rate is None or not train:
+            return x
+        shape = (len(x), *(1,) * (x.ndim - 1))  # x  # [B, ...]
+        kept = uniform(self.make_rng("dropout"), shape) >= self.rate
+        factor = jnp.asarray(1 / (1 - self.rate), x.dtype)
+        return jnp.where(kept, x * factor, jnp.zeros((), x.dtype))
+
+
 def uniform(key: Array, shape: tuple[int, ...]) -> Array:
     """Uniform numbers in [0, 1) for a batch [B, ...].
 

@@ -126,9 +126,15 @@ _early: list[str] = []
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
     """Inside, SIGTERM and SIGHUP raise Early wherever the program stands, and SIGINT raises a
-    KeyboardInterrupt: for the time in which there is nothing to save."""
+    KeyboardInterrupt: for the time in which there is nothing to save. Within an import the process
+    ends instead: not every compiled module bears an exception while it starts."""
     def leave(number: int, frame: types.FrameType | None) -> None:
         name = signal.Signals(number).name
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                print(Early(name), file=sys.stderr, flush=True)
+                os._exit(128 + number if number == signal.SIGINT else PREEMPTED)
+            frame = frame.f_back
         _early.append(name)
         raise KeyboardInterrupt if number == signal.SIGINT else Early(name)
 

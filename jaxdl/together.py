@@ -162,7 +162,8 @@ class Together(train.Fit):
             if self.experiment.init_from.path is not None:
                 states = []
                 for i, member in enumerate(self.members):
-                    state, line = overlay(_row(carry.state, i), member.experiment.init_from)
+                    state, line = overlay(_row(carry.state, i), member.experiment.init_from,
+                                          member.experiment.task)
                     console.print(f"trial {member.number}: {line}")
                     states.append(state)
                 carry = Carry(jax.tree.map(lambda *x: jnp.stack(x), *states), carry.window)

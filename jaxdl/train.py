@@ -514,7 +514,8 @@ class Fit:
         carry = self.program.init(self.program.knobs)
         if self.experiment.init_from.path is None:
             return carry
-        state, line = overlay(carry.state, self.experiment.init_from)
+        state, line = overlay(carry.state, self.experiment.init_from,
+                              self.experiment.task)
         console.print(line)
         return Carry(state, carry.window)
 

@@ -12,9 +12,16 @@ import pytest
 from jaxdl import config
 from jaxdl.errors import UserError
 from jaxdl.layers import ACTIVATIONS, Dropout, activate, he_normal
+from jaxdl.models.capsules import CapsNet, route, squash
 from jaxdl.models.cnn import CNN
+from jaxdl.models.convnext import ConvNeXt
+from jaxdl.models.mixer import Mixer, MixerBlock
 from jaxdl.models.mlp import MLP
+from jaxdl.models.multi_scale import MultiScaleCNN
 from jaxdl.models.resnet import Block, ResNet
+from jaxdl.models.resnet_v2 import ResNetV2
+from jaxdl.models.spatial_transformer import IDENTITY, SpatialTransformer, transform
+from jaxdl.models.vit import EncoderBlock, VisionTransformer
 from jaxdl.models.wide_resnet import WideBlock, WideResNet
 
 GREY, SMALL, LARGE = (2, 28, 28, 1), (2, 32, 32, 3), (2, 224, 224, 3)
@@ -65,6 +72,20 @@ def resnet_arithmetic(depth, projection):
     (CNN(), GREY, 421_642),
     (CNN(channels=(6, 16), kernel=5, padding="VALID", pool="average", dense=(120, 84)),
      (2, 32, 32, 1), 61_706),
+    (ResNet(depth=50, classes=1000, groups=32, group_width=4), LARGE, 25_028_904),
+    (ResNet(depth=50, classes=1000, squeeze=16), LARGE, 28_088_024),
+    (ResNet(depth=50, classes=1000, groups=32, group_width=4, squeeze=16), LARGE, 27_559_896),
+    (ResNet(depth=50, classes=1000, group_width=128), LARGE, 68_883_240),
+    (ResNetV2(depth=50, form="imagenet", classes=1000), LARGE, 25_549_352),
+    (ResNetV2(depth=164, block="bottleneck"), SMALL, 1_703_258),
+    (ConvNeXt(classes=1000), LARGE, 28_589_128),
+    (VisionTransformer(classes=1000), LARGE, 86_567_656),
+    (VisionTransformer(patch=32, classes=1000), LARGE, 88_224_232),
+    (VisionTransformer(width=384, heads=6, classes=1000), LARGE, 22_050_664),
+    (Mixer(classes=1000), LARGE, 59_880_472),
+    (Mixer(width=512, layers=8, tokens=256, classes=1000), LARGE, 18_528_264),
+    (CapsNet(), GREY, 8_215_568),
+    (CapsNet(decoder=()), GREY, 6_804_224),
 ], ids=lambda x: x if isinstance(x, int) else "")
 def test_published_parameter_counts(model, shape, count):
     assert size(abstract(model, shape)["params"]) == count
@@ -87,6 +108,18 @@ def test_resnet_counts_by_arithmetic(depth, projection):
     (ResNet(depth=50, classes=7, zero_scale=True, shortcut="pad"), LARGE),
     (ResNet(depth=20, classes=7, stem="imagenet"), LARGE),
     (WideResNet(depth=10, width=1, classes=7, dropout=0.3), SMALL),
+    (ResNet(depth=8, classes=7, squeeze=4, stochastic_depth=0.2), SMALL),
+    (ResNet(depth=50, classes=7, groups=2, group_width=32), LARGE),
+    (ResNetV2(depth=8, classes=7, stochastic_depth=0.2), SMALL),
+    (ResNetV2(depth=11, classes=7, block="bottleneck"), (2, 31, 33, 1)),
+    (ConvNeXt(blocks=(1, 2), channels=(4, 8), classes=7, patch=1, stochastic_depth=0.1), GREY),
+    (VisionTransformer(patch=4, width=8, layers=2, heads=2, classes=7, dropout=0.1,
+                       stochastic_depth=0.1), SMALL),
+    (VisionTransformer(patch=7, width=8, layers=1, heads=1, classes=7, pool="mean"), GREY),
+    (Mixer(patch=4, width=8, tokens=4, layers=2, classes=7, stochastic_depth=0.1), SMALL),
+    (SpatialTransformer(localisation=CNN(channels=(4,), dense=(), classes=8),
+                        classifier=CNN(channels=(4,), classes=7), slow=0.1), GREY),
+    (MultiScaleCNN(channels=(4, 8), classes=7, batch_norm=True, dropout=0.1), (2, 30, 29, 1)),
 ])
 @pytest.mark.parametrize("train", [False, True])
 def test_shapes_and_bfloat16(model, shape, train):
@@ -297,3 +330,104 @@ def test_convolutions_start_he_normal():
     kernel = jax.jit(model.init, static_argnames="train")(
         jax.random.key(0), jnp.zeros((1, 4, 4, 16)), train=False)["params"]["conv1"]["kernel"]
     assert abs(np.std(kernel) / np.sqrt(2 / (9 * 64)) - 1) < 0.05
+
+
+def numpy_attention(x, params, heads):
+    """softmax(q k^T / sqrt(D)) v for each head, one token at a time."""
+    project = lambda y, p: y @ p["kernel"] + p["bias"]  # noqa: E731
+    q, k, v = np.split(project(x, params["query_key_value"]), 3, -1)
+    out, size = np.zeros_like(q), q.shape[-1] // heads
+    for b in range(len(x)):
+        for h in range(heads):
+            part = slice(h * size, (h + 1) * size)
+            scores = q[b][:, part] @ k[b][:, part].T / np.sqrt(size)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            out[b][:, part] = weights / weights.sum(-1, keepdims=True) @ v[b][:, part]
+    return project(out, params["project"])
+
+
+def numpy_layer_norm(x, params):
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return x * params["scale"] + params["bias"]
+
+
+def numpy_mlp(x, first, second):
+    x = x @ first["kernel"] + first["bias"]
+    x = np.vectorize(lambda a: 0.5 * a * (1 + math.erf(a / 2 ** 0.5)))(x)  # exact GELU
+    return x @ second["kernel"] + second["bias"]
+
+
+def test_encoder_block_against_numpy():
+    block = EncoderBlock(heads=2, dropout=None, stochastic_depth=None)
+    variables = random_variables(block, (2, 5, 8))
+    x = np.random.default_rng(0).normal(size=(2, 5, 8))
+    p = jax.tree.map(np.asarray, variables["params"])
+    y = x + numpy_attention(numpy_layer_norm(x, p["norm1"]), p, 2)
+    expected = y + numpy_mlp(numpy_layer_norm(y, p["norm2"]), p["dense1"], p["dense2"])
+    np.testing.assert_allclose(block.apply(variables, x, train=False), expected, rtol=1e-4,
+                               atol=1e-4)
+
+
+def test_mixer_block_against_numpy():
+    block = MixerBlock(tokens=3, stochastic_depth=None)
+    variables = random_variables(block, (2, 5, 8))
+    x = np.random.default_rng(0).normal(size=(2, 5, 8))
+    p = jax.tree.map(np.asarray, variables["params"])
+    y = numpy_layer_norm(x, p["norm1"]).swapaxes(1, 2)
+    y = x + numpy_mlp(y, p["tokens_dense1"], p["tokens_dense2"]).swapaxes(1, 2)
+    expected = y + numpy_mlp(numpy_layer_norm(y, p["norm2"]), p["channels_dense1"],
+                             p["channels_dense2"])
+    np.testing.assert_allclose(block.apply(variables, x, train=False), expected, rtol=1e-4,
+                               atol=1e-4)
+
+
+def test_routing_against_the_papers_procedure():
+    u = np.random.default_rng(0).normal(size=(6, 3, 4))  # [lower, upper, D]
+    squashed = lambda s: s * (s @ s) / (1 + s @ s) / np.sqrt(s @ s)  # noqa: E731
+    b = np.zeros((6, 3))
+    for i in range(3):
+        c = np.exp(b) / np.exp(b).sum(1, keepdims=True)
+        v = np.stack([squashed((c[:, j, None] * u[:, j]).sum(0)) for j in range(3)])
+        if i < 2:
+            b = b + np.einsum("iud,ud->iu", u, v)
+    np.testing.assert_allclose(route(jnp.asarray(u)[None], 3)[0], v, rtol=1e-5)
+    assert np.isfinite(jax.grad(lambda s: squash(s).sum())(jnp.zeros(3))).all()
+
+
+def test_a_spatial_transformer_starts_as_its_classifier_and_learns_to_turn():
+    model = SpatialTransformer(localisation=CNN(channels=(4,), dense=(), classes=8),
+                               classifier=CNN(channels=(4,), classes=7))
+    x = jax.random.normal(jax.random.key(2), (2, 9, 12, 1))
+    variables = initial(model, x.shape)
+    seen = model.apply(variables, x, method=lambda m, x: m.turned(x))
+    np.testing.assert_allclose(seen, x, atol=1e-5)
+    plain = model.classifier.apply({"params": variables["params"]["classifier"]}, x, train=False)
+    np.testing.assert_allclose(model.apply(variables, x, train=False), plain, atol=1e-4)
+    grads = jax.grad(lambda v: (model.apply(v, x, train=True) ** 2).sum())(variables)["params"]
+    assert np.abs(grads["theta"]["bias"]).min() > 0
+
+
+def test_an_affine_map_says_where_a_value_comes_from():
+    image = jnp.arange(12.).reshape(3, 4, 1)
+    np.testing.assert_allclose(transform(image, jnp.array(IDENTITY)), image, atol=1e-5)
+    mirrored = transform(image, jnp.array([-1., 0, 0, 0, 1, 0]))
+    np.testing.assert_allclose(mirrored, image[:, ::-1], atol=1e-5)
+    down = transform(image, jnp.array([1., 0, 0, 0, 1, -1]))  # one row of three is 1 in [-1, 1]
+    np.testing.assert_allclose(down, jnp.pad(image[:-1], ((1, 0), (0, 0), (0, 0))), atol=1e-5)
+
+
+@pytest.mark.parametrize("make,shape,message", [
+    (lambda: ResNet(depth=20, groups=2), None, "depth=20 does not have; 50 does"),
+    (lambda: ResNetV2(depth=19), None, r"depth=19 is not 6n \+ 2, .*; nearest: 14, 20"),
+    (lambda: ResNetV2(depth=21, block="bottleneck"), None, r"9n \+ 2, .*; nearest: 20, 29"),
+    (lambda: ResNetV2(depth=20, form="imagenet"), None, "expected one of 50, 101, 152, 200"),
+    (lambda: ConvNeXt(blocks=(1,)), None, "blocks has 1 stages, channels 4"),
+    (lambda: ConvNeXt(), GREY, "28 x 28; patch=4 and 4 stages need 32 x 32"),
+    (lambda: VisionTransformer(width=10, heads=4), None, "width=10 is not a multiple of heads=4"),
+    (lambda: VisionTransformer(), GREY, "28 x 28 are not made of whole patches of 16 x 16"),
+    (lambda: CapsNet(), (2, 8, 8, 1), "8 x 8; two convolutions with kernel=9 need 17 x 17"),
+    (lambda: MultiScaleCNN(channels=(2, 2, 2, 2)), (2, 8, 8, 1), "4 stages need 16 x 16"),
+])
+def test_sizes_that_cannot_be_are_told_in_one_line(make, shape, message):
+    with pytest.raises(UserError, match=message):
+        abstract(make(), shape)

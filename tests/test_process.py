@@ -79,6 +79,19 @@ def test_a_signal_while_the_step_compiles_leaves_without_waiting(
     assert committed(tmp_path / "checkpoints") == []
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_within_an_import_it_ends_without_an_exception(tmp_path: Path, number: int,
+                                                       status: int) -> None:
+    (tmp_path / "slow.py").write_text(
+        f"import os, signal\ntry:\n    os.kill(os.getpid(), {int(number)})\n"
+        "    for _ in range(1000): pass\nfinally:\n    print('an exception passed')\n")
+    code = "from jaxdl.process import leaving_at_once\nwith leaving_at_once():\n    import slow"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
+                          text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(f"{signal.Signals(number).name}: left before a step was trained")
+
+
 def test_a_signal_before_there_is_anything_to_save() -> None:
     """Wherever the command stands, it ends with 75."""
     done = python("import os, sys\nfrom jaxdl import cli\n"

@@ -1,20 +1,34 @@
-"""Residual networks of He et al. (2015), https://arxiv.org/abs/1512.03385."""
+"""Residual networks of He et al. (2015), https://arxiv.org/abs/1512.03385, and their variants:
+ResNeXt, squeeze-and-excitation, stochastic depth."""
 
-from typing import Literal
+import re
+from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdl.config import Size
+from jaxdl.config import Fraction, Size
 from jaxdl.errors import UserError
-from jaxdl.layers import Conv, batch_norm, he_normal
+from jaxdl.layers import Conv, StochasticDepth, batch_norm, he_normal
 
 Array = jax.Array
 
 # Blocks in each of the four stages, and whether they are bottlenecks (table 1).
 IMAGENET = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True),
             101: ((3, 4, 23, 3), True), 152: ((3, 8, 36, 3), True)}
+
+
+def torchvision(name: str) -> str:
+    """The name of a variable in torchvision's state dicts, and in timm's."""
+    name = re.sub(r"^stage(\d+)_block(\d+)",
+                  lambda m: f"layer{m[1]}.{int(m[2]) - 1}", name)
+    for ours, theirs in (("stem_conv", "conv1"), ("stem_norm", "bn1"), (".norm", ".bn"),
+                         ("shortcut_conv", "downsample.0"), ("shortcut_norm", "downsample.1"),
+                         (".squeeze", ".se.fc1"), (".excite", ".se.fc2"), ("head", "fc")):
+        name = name.replace(ours, theirs)
+    return name
 
 
 class ResNet(nn.Module):
@@ -30,6 +44,10 @@ class ResNet(nn.Module):
 
     50 and 152 are of the form 6n + 2 too, and mean the second kind. Convolutions start He-normal.
 
+    ResNeXt-50 (32 x 4d; Xie et al. 2017, table 1) is depth 50, groups 32, group_width 4: 25,028,904
+    parameters; ResNeXt-101 (32 x 8d) has 88,791,336. SE-ResNet-50 is depth 50, squeeze 16:
+    28,088,024; SE-ResNeXt-50 27,559,896. Wide ResNet-50-2 is depth 50, group_width 128: 68,883,240.
+
     Attributes:
       depth: number of layers with weights: 6n + 2, or 18, 34, 50, 101 or 152.
       classes: number of logits.
@@ -41,6 +59,12 @@ class ResNet(nn.Module):
         32 x 32 images (11,173,962 parameters with ten classes).
       zero_scale: start the last batch norm of each block at scale zero, so that each block starts
         as the identity (Goyal et al. 2017, section 5.1).
+      groups: of the 3 x 3 convolution of a bottleneck (Xie et al. 2017).
+      group_width: channels of each of them in the first stage; doubled from stage to stage.
+      squeeze: factor by which squeeze-and-excitation (Hu et al. 2018, section 3) narrows the
+        channels, 16 in the paper; None leaves it out.
+      stochastic_depth: probability that the last block is skipped in training (Huang et al. 2016,
+        section 3), which rises linearly from the first; None for none.
     """
 
     depth: int = 20
@@ -48,9 +72,19 @@ class ResNet(nn.Module):
     shortcut: Literal["auto", "pad", "projection"] = "auto"
     stem: Literal["auto", "cifar", "imagenet"] = "auto"
     zero_scale: bool = False
+    groups: Size = 1
+    group_width: Size = 64
+    squeeze: Size | None = None
+    stochastic_depth: Fraction | None = None
+
+    published: ClassVar[dict[str, Callable[[str], str]]] = {"torchvision": torchvision,
+                                                            "timm": torchvision}
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if (self.groups, self.group_width) != (1, 64) and not IMAGENET.get(self.depth, (0, 0))[1]:
+            raise UserError(f"ResNet: groups={self.groups} and group_width={self.group_width} are "
+                            f"of bottlenecks, which depth={self.depth} does not have; 50 does.")
         if self.depth not in IMAGENET and (self.depth < 8 or self.depth % 6 != 2):
             legal = {*range(8, max(self.depth, 8) + 7, 6), *IMAGENET}
             near = sorted(sorted(legal, key=lambda depth: abs(depth - self.depth))[:2])
@@ -77,10 +111,18 @@ class ResNet(nn.Module):
         if stem == "imagenet":
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))  # type: ignore[arg-type]
 
+        number = 0
         for i, count in enumerate(blocks):
             for j in range(count):
-                x = Block(channels=channels * 2 ** i, stride=2 if i > 0 and j == 0 else 1,
+                number += 1
+                skipped = self.stochastic_depth
+                if skipped is not None:
+                    skipped = skipped * number / sum(blocks)
+                width = channels * 2 ** i
+                x = Block(channels=width, stride=2 if i > 0 and j == 0 else 1,
+                          inner=width * self.group_width // 64 * self.groups, groups=self.groups,
                           bottleneck=bottleneck, shortcut=shortcut, zero_scale=self.zero_scale,
+                          squeeze=self.squeeze, stochastic_depth=skipped,
                           name=f"stage{i + 1}_block{j + 1}")(x, train)
         x = x.mean((1, 2))  # [B, C]
         return nn.Dense(self.classes, name="head")(x)  # [B, classes]
@@ -95,6 +137,10 @@ class Block(nn.Module):
       bottleneck: which f.
       shortcut: "pad" or "projection" where the shape changes.
       zero_scale: start the last batch norm at scale zero.
+      inner: channels of the 3 x 3 convolution of a bottleneck; None: `channels`.
+      groups: of that convolution.
+      squeeze: factor by which squeeze-and-excitation narrows the output channels; None for none.
+      stochastic_depth: probability that f(x) is left out in training; None for none.
     """
 
     channels: int
@@ -102,27 +148,39 @@ class Block(nn.Module):
     bottleneck: bool
     shortcut: str
     zero_scale: bool
+    inner: int | None = None
+    groups: int = 1
+    squeeze: int | None = None
+    stochastic_depth: float | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        def conv(y: Array, channels: int, kernel: int, stride: int, name: str) -> Array:
+        def conv(y: Array, channels: int, kernel: int, stride: int, groups: int,
+                 name: str) -> Array:
             return Conv(channels, (kernel, kernel), stride, padding=kernel // 2, use_bias=False,
-                        kernel_init=he_normal, name=name)(y)
+                        feature_group_count=groups, kernel_init=he_normal, name=name)(y)
 
         if self.bottleneck:
-            layers = [(self.channels, 1, 1), (self.channels, 3, self.stride),
-                      (4 * self.channels, 1, 1)]
+            inner = self.inner or self.channels
+            layers = [(inner, 1, 1, 1), (inner, 3, self.stride, self.groups),
+                      (4 * self.channels, 1, 1, 1)]
         else:
-            layers = [(self.channels, 3, self.stride), (self.channels, 3, 1)]
+            layers = [(self.channels, 3, self.stride, 1), (self.channels, 3, 1, 1)]
         y = x  # [B, H, W, C]
-        for i, (channels, kernel, stride) in enumerate(layers, 1):
+        for i, (channels, kernel, stride, groups) in enumerate(layers, 1):
             last = i == len(layers)
-            y = conv(y, channels, kernel, stride, f"conv{i}")
+            y = conv(y, channels, kernel, stride, groups, f"conv{i}")
             y = batch_norm(train, zero_scale=self.zero_scale and last, name=f"norm{i}")(y)
             y = y if last else nn.relu(y)
+        if self.squeeze is not None:
+            channels = y.shape[-1]
+            gate = y.mean((1, 2), keepdims=True)  # [B, 1, 1, C]
+            gate = nn.relu(Conv(max(channels // self.squeeze, 1), (1, 1), name="squeeze")(gate))
+            y = y * nn.sigmoid(Conv(channels, (1, 1), name="excite")(gate))
+        y = StochasticDepth(self.stochastic_depth)(y, train)
 
         if x.shape != y.shape and self.shortcut == "projection":
-            x = conv(x, y.shape[-1], 1, self.stride, "shortcut_conv")
+            x = conv(x, y.shape[-1], 1, self.stride, 1, "shortcut_conv")
             x = batch_norm(train, name="shortcut_norm")(x)
         elif x.shape != y.shape:
             more = y.shape[-1] - x.shape[-1]

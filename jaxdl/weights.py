@@ -1,0 +1,162 @@
+"""Published weights: safetensors files with the names of torchvision and timm, in and out.
+
+A model that has published weights says in `published` how each library names its variables: a
+function of the dotted name that the variable has here ("stage1_block2.conv1.weight"). The rest is
+the same for all: PyTorch keeps kernels as [out, in, height, width] and [out, in], Linen as [height,
+width, in, out] and [in, out]. Reading runs no code; pickled files (.pth, .bin) are refused.
+"""
+
+import os
+import re
+from collections.abc import Callable, Container, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxdl.errors import UserError, nearest
+
+Rename = Callable[[str], str]
+
+LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+COUNTERS = "num_batches_tracked"  # of PyTorch's batch norms, which need none here
+
+
+def dotted(path: str) -> str:
+    """"params/a/kernel" as "a.weight", "batch_stats/a/mean" as "a.running_mean"."""
+    *modules, leaf = re.sub(r"^(mutable/)?(params|batch_stats)/", "", path).split("/")
+    return ".".join([*modules, LEAVES.get(leaf, leaf)])
+
+
+def shape_here(path: str, shape: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """The shape that an array of PyTorch's has here, where `wanted` is expected: dimensions of one
+    may differ."""
+    found = [shape[i] for i in _axes(path, len(shape))]
+    same = [n for n in found if n != 1] == [n for n in wanted if n != 1]
+    return list(wanted) if same else found
+
+
+def from_torch(path: str, x: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+    """An array as PyTorch keeps it, as Linen does."""
+    return x.transpose(_axes(path, x.ndim)).reshape(wanted)
+
+
+def to_torch(path: str, x: np.ndarray) -> np.ndarray:
+    """The reverse of `from_torch`."""
+    axes = _axes(path, x.ndim)
+    return np.ascontiguousarray(x.transpose(np.argsort(axes)))
+
+
+def _axes(path: str, dimensions: int) -> list[int]:
+    """Of an array of PyTorch's, in the order that they have here."""
+    order = list(range(dimensions))
+    return [*order[2:], *order[1::-1]] if path.endswith("/kernel") and dimensions > 1 else order
+
+
+def names(paths: Sequence[str], rename: Rename) -> dict[str, str]:
+    """{path here: published name}; two paths with one name are a mistake of the model's file."""
+    found = {path: rename(dotted(path)) for path in paths}
+    if len(set(found.values())) < len(found):
+        raise ValueError(f"{rename.__module__}.{rename.__name__} gives one name to several arrays.")
+    return found
+
+
+def of_model(model: Any, library: str | None = None) -> dict[str, Rename]:
+    """How the libraries that publish weights of a model name its variables; of one, if given."""
+    known: dict[str, Rename] = getattr(model, "published", {})
+    if not known:
+        raise UserError(f"{type(model).__name__} has no published names for its weights.")
+    if library is None:
+        return known
+    if library not in known:
+        raise UserError(f"names={library!r}: expected one of {', '.join(known)} for "
+                        f"{type(model).__name__}.{nearest(library, known)}")
+    return {library: known[library]}
+
+
+def shapes(path: Path) -> dict[str, list[int]]:
+    """{name: shape} of a safetensors file, from its header alone."""
+    with _opened(path) as file:
+        found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    return {name: shape for name, shape in found.items() if not name.endswith(COUNTERS)}
+
+
+def read(path: Path, chosen: Sequence[str]) -> dict[str, np.ndarray]:
+    """Some arrays of a safetensors file."""
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in chosen}
+
+
+def stored(path: Path, model: Any,
+           wanted: Mapping[str, Sequence[int]]) -> tuple[str, dict[str, tuple[str, list[int]]]]:
+    """(what the file is, {path here: (name in the file, shape here)}), under the names of the
+    library that it has most of. What a model does not have keeps its name in the file.
+
+    Args:
+      path: a safetensors file.
+      model: that has `published`.
+      wanted: {path: shape} of its variables.
+    """
+    inside = shapes(path)
+    found = {library: names(list(wanted), rename) for library, rename in of_model(model).items()}
+    library = max(found, key=lambda name: len(inside.keys() & set(found[name].values())))
+    here = {name: p for p, name in found[library].items()}
+    return f"{path} ({library}'s names)", {
+        here.get(name, name): (name, shape_here(here[name], shape, wanted[here[name]])
+                               if name in here else shape) for name, shape in inside.items()}
+
+
+def explain(path: Path, found: Mapping[str, tuple[str, list[int]]], places: Mapping[str, str],
+            fresh: Container[str], wanted: Mapping[str, Sequence[int]]) -> None:
+    """Prints a table of what does not fit: missing, unexpected and mis-shaped arrays."""
+    from rich.table import Table
+
+    from jaxdl import display
+
+    table = Table("array", "here", "in the file", "verdict", box=None)
+    for p in places:
+        shape = "x".join(map(str, wanted[p]))
+        if p in fresh:
+            continue
+        if p not in found:
+            table.add_row(p, shape, "-", "missing")
+        elif found[p][1] != list(wanted[p]):
+            table.add_row(p, shape, "x".join(map(str, found[p][1])), "other shape")
+    for p, (name, shapes) in found.items():
+        if p not in places:
+            table.add_row(name, "-", "x".join(map(str, shapes)), "unexpected")
+    if table.row_count:
+        display.console.print(f"{path}: {table.row_count} of the arrays do not fit")
+        display.console.print(table)
+
+
+def _opened(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".pkl"):
+        raise UserError(f"{path}: a pickled file, which can run code when it is read; save it as "
+                        "safetensors: safetensors.torch.save_file(torch.load(FILE, "
+                        "weights_only=True), NEW).")
+    try:
+        return safe_open(path, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a safetensors file ({error}).") from error
+
+
+def write(path: Path, variables: Mapping[str, np.ndarray], rename: Rename,
+          about: Mapping[str, str]) -> None:
+    """Writes variables {path: array} under their published names, all or nothing.
+
+    Args:
+      path: of the file.
+      variables: by path ("params/head/kernel", "batch_stats/norm/mean").
+      rename: as the library names them.
+      about: text for the file's header.
+    """
+    from safetensors.numpy import save_file
+
+    called = names(list(variables), rename)
+    arrays = {called[p]: to_torch(p, np.asarray(x)) for p, x in variables.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(arrays, temporary, {**about, "format": "pt"})
+    os.replace(temporary, path)
