@@ -11,6 +11,7 @@ import ctypes
 import errno
 import functools
 import json
+import math
 import os
 import platform
 import shutil
@@ -386,11 +387,16 @@ SAVERS: dict[str, tuple[type, int, bool]] = {
     "Orbax, best kept": (Orbax, 1, True), "Orbax, one kept": (Orbax, 1, False)}
 
 
-def must(name: str, confirmed: set[int]) -> set[int]:
-    """Which of the steps that were confirmed, in one folder, have to be there."""
+def lost(name: str, confirmed: set[int], readable: set[int]) -> int:
+    """How many of the newest and the best of the steps that were confirmed, whichever are kept, are
+    neither there nor outdone by one that was committed as its process died."""
     _, _, best = SAVERS[name]
-    newest = {max(confirmed, default=0)} if not best or name.startswith("jaxdl") else set()
-    return newest | ({min(confirmed, key=loss)} if best and confirmed else set()) - {0}
+    missing = 0
+    if confirmed and (not best or name.startswith("jaxdl")):
+        missing += max(readable, default=0) < max(confirmed)
+    if confirmed and best:
+        missing += min(map(loss, readable), default=math.inf) > min(map(loss, confirmed))
+    return missing
 
 
 def opened(name: str, folder: Path) -> Any:

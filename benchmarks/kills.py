@@ -328,7 +328,7 @@ def epochs(lab: Lab) -> Iterator[Figure]:
     mutant.killed(lab, few := max(4, count // 10), places)
     wrong = visited(mutant, size, batch)
     yield Figure(
-        f"32: {len(kills)} SIGKILLs over 3 epochs of {size:,} examples, read by Grain's threads",
+        f"32: {len(kills)} SIGKILLs over 3 epochs of {size:,} examples",
         f"{twice} examples twice in an epoch, {missing} missing",
         bool(twice or missing or len(kills) < count),
         f"mutant, position lost, {few} kills: {wrong[0]:,} twice, {wrong[1]:,} missing")
@@ -405,8 +405,7 @@ def saver(lab: Lab, name: str, count: int) -> Saved:
                 continue
             first, done = lines[0], [line for line in lines if "confirmed" in line]
             seconds += [b["time"] - a["time"] for a, b in pairwise(done)]
-            found.lost += len(chaos.must(name, confirmed) - set(first["listed"])
-                              | chaos.must(name, confirmed) & set(first["broken"]))
+            found.lost += chaos.lost(name, confirmed, set(first["listed"]) - set(first["broken"]))
             found.newest += bool(first["listed"]) and first["listed"][-1] in first["broken"]
             broken |= set(first["broken"])
             found.confirmed += len(done)

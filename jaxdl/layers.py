@@ -17,10 +17,28 @@ Array = jax.Array
 # Normal with variance 2 / fan_out: He et al. (2015), https://arxiv.org/abs/1502.01852, section 2.2.
 he_normal = nn.initializers.variance_scaling(2., "fan_out", "normal")
 
+Initial = Literal["lecun_normal", "he_normal", "glorot_uniform", "orthogonal", "small", "zeros"]
+# Of a kernel: variance 1 / fan_in (LeCun et al. 1998, section 4.6), 2 / fan_in (He et al. 2015),
+# 2 / (fan_in + fan_out) (Glorot & Bengio 2010, equation 16), orthogonal columns (Saxe et al. 2014),
+# deviation 0.01 (Krizhevsky et al. 2012, section 5), and zeros, from which nothing is learned.
+INITIALS: dict[str, nn.initializers.Initializer] = {
+    "lecun_normal": nn.initializers.lecun_normal(), "he_normal": nn.initializers.he_normal(),
+    "glorot_uniform": nn.initializers.glorot_uniform(),
+    "orthogonal": nn.initializers.orthogonal(), "small": nn.initializers.normal(0.01),
+    "zeros": nn.initializers.zeros}
+
 Activation = Literal["relu", "gelu", "silu", "elu", "tanh", "sigmoid"]
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "elu": nn.elu, "tanh": jnp.tanh,
     "sigmoid": nn.sigmoid}
+
+
+def initial(name: str) -> nn.initializers.Initializer:
+    """The initial values of that name."""
+    if name not in INITIALS:
+        raise UserError(f"initial={name!r}: expected one of {', '.join(INITIALS)}."
+                        f"{nearest(name, INITIALS)}")
+    return INITIALS[name]
 
 
 def activate(x: Array, name: str) -> Array:

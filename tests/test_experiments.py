@@ -14,9 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxdl import cli, config, files, record, study, train
 from jaxdl.data.digits import Digits
+from jaxdl.data.folder import ImageFolder
+from jaxdl.data.idx import FashionMnist
 from jaxdl.experiment import Best, Experiment, Mesh
 from jaxdl.models.resnet import ResNet
 from jaxdl.task import named
@@ -70,7 +73,9 @@ def test_every_leaf_is_a_flag(name: str) -> None:
         if leaf.value is None or leaf.value == ():
             continue
         value = leaf.value
-        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        words = isinstance(value, tuple) and isinstance(value[0], str)
+        text = (",".join(map(str, value)) if isinstance(value, tuple) and not words
+                else str(value))
         command = cli.parse("show", name, [f"--{path}={text}"])
         assert command.typed == {path: value}, path
         assert command.experiment == command.original
@@ -85,11 +90,13 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
     model: Any = experiment.task.model  # type: ignore[attr-defined]
     if isinstance(model, ResNet) and model.depth == 20:
         changes["task.model.depth"] = 8
-    if name == "fashion_mnist_cnn":
+    if isinstance(experiment.data, FashionMnist):
         changes["data.directory"] = str(fabricated_idx(tmp_path / "idx"))
-    declared = getattr(experiment.data, "stand_in", None)
-    if declared is not None:
-        changes["data"] = Digits(size=16)
+    elif isinstance(experiment.data, ImageFolder):
+        changes["data.path"] = str(fabricated_pictures(tmp_path / "pictures", experiment.data.only))
+        changes["data.size"] = 32
+    elif getattr(experiment.data, "stand_in", None) is not None:
+        changes["data"] = Digits(size=28, validation=64 * bool(experiment.data.validation))
     return config.replace(experiment, changes)
 
 
@@ -102,6 +109,17 @@ def fabricated_idx(folder: Path) -> Path:
             data = random.integers(0, 255 if kind[0] == "i" else 10, shape, dtype=np.uint8)
             header = bytes([0, 0, 8, len(shape)]) + b"".join(n.to_bytes(4, "big") for n in shape)
             (folder / f"{split}-{kind}-ubyte").write_bytes(header + data.tobytes())
+    return folder
+
+
+def fabricated_pictures(folder: Path, classes: tuple[str, ...]) -> Path:
+    """Ten random images of each class."""
+    random = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for i in range(10):
+            image = Image.fromarray(random.integers(0, 255, (32, 32, 3), dtype=np.uint8))
+            image.save(folder / name / f"{i}.png")
     return folder
 
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageEnhance, ImageOps
 
 from jaxdl import config
 from jaxdl.data import transforms as T
@@ -31,6 +32,7 @@ PER_EXAMPLE = {
     "affine": T.Affine(degrees=20., fraction=0.1, scale=(0.8, 1.2)),
     "resized_crop": T.RandomResizedCrop(size=6),
     "colour": T.Colour(brightness=0.4, contrast=0.5, saturation=0.6, hue=0.2),
+    "rand_augment": T.RandAugment(operations=3, magnitude=0.6),
 }
 MIXING = {
     "mixup": T.Mixup(alpha=0.8, classes=CLASSES),
@@ -443,3 +445,59 @@ def test_errors_are_one_line():
     with pytest.raises(UserError, match="1 or 3 channels"):
         batch = example_batch(channels=4)
         T.Colour(hue=0.1)(batch, keys_for(batch))
+
+
+def pillow(image):
+    return Image.fromarray(np.asarray(image))
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    """uint8 [60, 80, 3]: smooth, with all values in it."""
+    y, x = np.mgrid[:60, :80]
+    waves = [np.sin(x / 9 + i) * np.cos(y / (7 + i)) + x / 90 for i in range(3)]
+    noise = np.random.default_rng(0).normal(size=(60, 80, 3))
+    return np.clip(110 + 60 * np.stack(waves, -1) + 5 * noise, 3, 250).astype(np.uint8)
+
+
+def difference(ours, theirs):
+    return np.abs(np.asarray(ours) * 255 - np.asarray(theirs, np.float32)).max()
+
+
+def test_changes_of_rand_augment_against_pillow(photograph):
+    x, theirs = T.to_float(jnp.asarray(photograph)), pillow(photograph)
+    assert difference(T.equalise(x), ImageOps.equalize(theirs)) < 0.01
+    assert difference(T.auto_contrast(x), ImageOps.autocontrast(theirs)) < 1.01  # it rounds down
+    changes = T._changes(0.5)
+    assert len(changes) == 14
+    assert difference(changes[4](x, 1.), ImageOps.solarize(theirs, 128)) < 0.01
+    assert difference(changes[6](x, 1.), ImageOps.posterize(theirs, 6)) < 0.01
+    for i, enhance in ((5, ImageEnhance.Color), (7, ImageEnhance.Contrast),
+                       (8, ImageEnhance.Brightness), (9, ImageEnhance.Sharpness)):
+        for sign in (1., -1.):
+            expected = enhance(theirs).enhance(1 + sign * 0.45)
+            assert difference(changes[i](x, sign), expected) < 1.6, enhance  # it rounds
+    for i, matrix in ((10, (1, -0.15, 0.15 * 30, 0, 1, 0)),
+                      (11, (1, 0, 0, -0.15, 1, 0.15 * 40))):
+        expected = theirs.transform(theirs.size, Image.Transform.AFFINE, matrix,
+                                    Image.Resampling.BILINEAR)
+        inner = (slice(15, -15), slice(15, -15))
+        assert difference(changes[i](x, 1.)[inner], np.asarray(expected)[inner]) < 1.01
+    moved = changes[12](x, 1.)  # 0.225 of 80 pixels
+    assert difference(moved[:, 18:], photograph[:, :-18]) < 0.01
+
+
+def test_rand_augment_draws_each_change():
+    keys = jax.random.split(jax.random.key(0), 2000)
+    kinds, signs = jax.vmap(lambda key: T.RandAugment().draw(key, (4, 4, 1)))(keys)
+    share = np.bincount(np.ravel(kinds), minlength=14) / kinds.size
+    assert len(share) == 14 and np.all(np.abs(share - 1 / 14) < 0.02)
+    assert abs(float(signs.mean())) < 0.05
+
+
+def test_resize_against_jax():
+    image = jax.random.uniform(jax.random.key(0), (2, 10, 13, 3))
+    for size in (5, 10, 24):
+        found = T.Resize(size=size)({"image": image}, None)["image"]
+        expected = jax.image.resize(image, (2, size, size, 3), "linear")
+        np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -17,7 +17,7 @@ from jaxdl.config import Between, Size
 from jaxdl.data.contents import contents
 from jaxdl.data.images import Content, Encoded, Example, Images, decode, in_memory
 from jaxdl.data.progress import progress
-from jaxdl.errors import DataMissing, UserError
+from jaxdl.errors import DataMissing, UserError, nearest
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 SPLITS = ("train", "validation", "valid", "val", "test")
@@ -39,6 +39,7 @@ class ImageFolder(Images):
 
     Attributes:
       path: the folder.
+      only: the class folders to take; () takes all.
       size: height and width: the shorter side is resized to it and the centre cropped.
       channels: 1 for grey, 3 for colour.
       test_percent: how many of 100 images are the test split, if there are no folders for splits.
@@ -47,6 +48,7 @@ class ImageFolder(Images):
     """
 
     path: str
+    only: tuple[str, ...] = ()
     size: Size
     channels: Literal[1, 3] = 3
     test_percent: Annotated[int, Between(1, 99)] = 20
@@ -61,7 +63,7 @@ class ImageFolder(Images):
     @property
     def names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         folder = self._folder()
-        return _classes(folder / "train" if self._has_splits() else folder)
+        return self._classes(folder / "train" if self._has_splits() else folder)
 
     def prepare(self) -> None:
         for split in self.splits:
@@ -91,12 +93,21 @@ class ImageFolder(Images):
     def _has_splits(self) -> bool:
         return (self._folder() / "train").is_dir()
 
+    def _classes(self, folder: Path) -> tuple[str, ...]:
+        """The classes that are taken, of those in a folder."""
+        names = _classes(folder)
+        for name in self.only:
+            if name not in names:
+                raise UserError(f"ImageFolder: only: {folder} has no folder {name!r}."
+                                f"{nearest(name, names)}")
+        return tuple(name for name in names if not self.only or name in self.only)
+
     def _files(self, split: str) -> list[File]:
         """The images of a split and their classes, in the order of their names."""
         root, classes = self._folder(), self.names
         folder = root / split if self._has_splits() else root
-        if _classes(folder) != classes:
-            differ = sorted(set(_classes(folder)) ^ set(classes))
+        if self._classes(folder) != classes:
+            differ = sorted(set(self._classes(folder)) ^ set(classes))
             raise UserError(f"{folder}: its classes differ from those of {root / 'train'}: "
                             f"{', '.join(differ)} in one of them only.")
         files: list[File] = []

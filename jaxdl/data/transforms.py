@@ -7,6 +7,7 @@ interpolates or mixes turns uint8 into float32 in [0, 1].
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,6 +139,23 @@ class CenterCrop:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resize:
+    """The image in another size, antialiased linearly; the sides are stretched each on its own.
+
+    Attributes:
+      size: height and width of the result, in pixels.
+    """
+
+    size: Size = 224
+
+    def __call__(self, batch: Batch, keys: Array) -> Batch:
+        image = to_float(batch["image"])  # [B, H, W, C]
+        rows, columns = (resize_weights(self.size, length, jnp.float32(0), jnp.float32(length))
+                         for length in image.shape[1:3])
+        return {**batch, "image": jnp.einsum("ih,bhwc,jw->bijc", rows, image, columns)}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cutout(PerImage):
     """Zeroes a square around a random pixel (DeVries & Taylor 2017, https://arxiv.org/abs/1708.04552).
 
@@ -181,6 +199,16 @@ def sample(image: Array, y: Array, x: Array) -> Array:
     upper = padded[top, left] * (1 - right) + padded[top, left + 1] * right
     lower = padded[top + 1, left] * (1 - right) + padded[top + 1, left + 1] * right
     return upper * (1 - down) + lower * down
+
+
+def shear(image: Array, down: Any, right: Any) -> Array:
+    """The image [H, W, C] with each row moved right by `right` times its distance from the centre,
+    and each column down by `down` times its own; uint8 becomes float32 in [0, 1]."""
+    image = to_float(image)
+    height, width, _ = image.shape
+    y = jnp.arange(height)[:, None] - (height - 1) / 2
+    x = jnp.arange(width)[None, :] - (width - 1) / 2
+    return sample(image, y - down * x + (height - 1) / 2, x - right * y + (width - 1) / 2)
 
 
 def affine(image: Array, *, angle: Any = 0., shift: Any = (0., 0.), scale: Any = 1.) -> Array:
@@ -415,6 +443,96 @@ def shift_hue(image: Array, shift: Array) -> Array:
     k = (jnp.array([5., 3., 1.], image.dtype) + hue[..., None] + 6 * shift) % 6
     ramp = jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
     return value[..., None] - chroma[..., None] * ramp
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandAugment(PerImage):
+    """`operations` changes in a row, each one of fourteen that are equally likely.
+
+    Cubuk et al. (2020), https://arxiv.org/abs/1909.13719, section 3 and figure 2: identity, auto
+    contrast, equalise, rotate, solarise, colour, posterise, contrast, brightness, sharpness, shear
+    and translate in both directions. Signs are drawn. The greatest strengths are those of
+    AutoAugment's table 6: 30 degrees, shears of 0.3, shifts of 0.45 of a side, factors 0.1 to 1.9.
+
+    Attributes:
+      operations: N, how many changes an image gets.
+      magnitude: M of the paper as a part of the greatest, in [0, 1].
+    """
+
+    operations: Size = 2
+    magnitude: Fraction = 0.3
+
+    def draw(self, key: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        for_kind, for_sign = jax.random.split(key)
+        kinds = jax.random.randint(for_kind, (self.operations,), 0, len(_changes(1.)))
+        return kinds, jnp.where(jax.random.bernoulli(for_sign, shape=(self.operations,)), 1., -1.)
+
+    def apply(self, image: Array, drawn: tuple[Array, Array]) -> Array:
+        if image.shape[-1] not in (1, 3):
+            raise UserError(f"RandAugment: expected images of 1 or 3 channels, not "
+                            f"{image.shape[-1]}.")
+        image = to_float(image)
+        for i in range(self.operations):
+            image = jax.lax.switch(drawn[0][i], _changes(self.magnitude), image, drawn[1][i])
+        return image
+
+
+def _changes(m: Any) -> list[Callable[[Array, Array], Array]]:
+    """The changes of strength m in [0, 1]: functions of an image in [0, 1] and a sign."""
+    def blend(other: Callable[[Array], Array]) -> Callable[[Array, Array], Array]:
+        return lambda image, sign: _blend(image, other(image), 1 + sign * 0.9 * m)
+
+    def solarise(image: Array, sign: Array) -> Array:
+        return jnp.where(image >= 1 - m, 1 - image, image)
+
+    def posterise(image: Array, sign: Array) -> Array:
+        levels = 2. ** jnp.round(8 - 4 * m)  # 8 ... 4 bits
+        return jnp.floor(image * 255 / (256 / levels)) * (256 / levels) / 255
+
+    return [lambda image, sign: image,
+            lambda image, sign: auto_contrast(image),
+            lambda image, sign: equalise(image),
+            lambda image, sign: affine(image, angle=sign * m * (math.pi / 6)),
+            solarise,
+            blend(_grey),
+            posterise,
+            blend(lambda image: _grey(image).mean()),
+            blend(jnp.zeros_like),
+            blend(_smooth),
+            lambda image, sign: shear(image, 0., sign * 0.3 * m),
+            lambda image, sign: shear(image, sign * 0.3 * m, 0.),
+            lambda image, sign: affine(image, shift=(0., sign * 0.45 * m * image.shape[1])),
+            lambda image, sign: affine(image, shift=(sign * 0.45 * m * image.shape[0], 0.))]
+
+
+def auto_contrast(image: Array) -> Array:
+    """Each channel of an image [H, W, C] stretched to [0, 1]; a constant one stays."""
+    low, high = image.min((0, 1)), image.max((0, 1))
+    span = high - low
+    return jnp.where(span > 0, (image - low) / jnp.where(span > 0, span, 1), image)
+
+
+def equalise(image: Array) -> Array:
+    """Each channel of an image [H, W, C] in [0, 1], as 8 bits, mapped so that all values are about
+    equally frequent: Pillow's ImageOps.equalize."""
+    def channel(x: Array) -> Array:
+        value = jnp.clip(jnp.round(x * 255), 0, 255).astype(jnp.int32)
+        count = (value.reshape(-1, 1) == jnp.arange(256)).sum(0)  # [256]
+        last = count[255 - jnp.argmax(count[::-1] > 0)]  # of the greatest value that there is
+        step = (count.sum() - last) // 255
+        before = step // 2 + jnp.cumsum(count) - count
+        table = jnp.clip(before // jnp.maximum(step, 1), 0, 255)
+        return jnp.where(step > 0, table[value].astype(x.dtype) / 255, x)
+
+    return jax.vmap(channel, -1, -1)(image)
+
+
+def _smooth(image: Array) -> Array:
+    """A mean over 3 x 3 pixels in which the middle counts 5 of 13; the border stays."""
+    height, width, _ = image.shape
+    total = sum(image[i:height - 2 + i, j:width - 2 + j] for i in range(3) for j in range(3))
+    inner = (total + 4 * image[1:-1, 1:-1]) / 13
+    return image.at[1:-1, 1:-1].set(inner)
 
 
 # Mixing. Each example takes in the next one of the global batch, the last one the first.

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 
 from jaxdl.config import Fraction, Size
-from jaxdl.layers import Activation, Conv, Dropout, activate, batch_norm
+from jaxdl.layers import Activation, Conv, Dropout, Initial, activate, batch_norm, initial
 
 Array = jax.Array
 
@@ -25,6 +25,7 @@ class CNN(nn.Module):
       repeats: convolutions in each stage.
       padding: "SAME" keeps the size of the image, "VALID" drops the border that a kernel overlaps.
       pool: how each stage halves the image: its greatest or its mean value, or not at all.
+      pool_last: whether the last stage does so too.
       average: replace the flattened image by its mean over pixels before the dense layers.
       dense: units of each hidden dense layer; () goes straight to the logits.
       classes: number of logits.
@@ -32,6 +33,7 @@ class CNN(nn.Module):
       batch_norm: normalise the output of each convolution.
       dropout: probability of zeroing an input of a dense layer in training; None for none.
       stage_dropout: the same for the outputs of each stage.
+      initial: values of all kernels but the head's (`layers.INITIALS`), which are LeCun's.
     """
 
     channels: tuple[Size, ...] = (32, 64)
@@ -39,6 +41,7 @@ class CNN(nn.Module):
     repeats: Size = 1
     padding: Literal["SAME", "VALID"] = "SAME"
     pool: Literal["max", "average", "none"] = "max"
+    pool_last: bool = True
     average: bool = False
     dense: tuple[Size, ...] = (128,)
     classes: Size = 10
@@ -46,6 +49,7 @@ class CNN(nn.Module):
     batch_norm: bool = False
     dropout: Fraction | None = None
     stage_dropout: Fraction | None = None
+    initial: Initial = "lecun_normal"
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -53,18 +57,21 @@ class CNN(nn.Module):
             for j in range(self.repeats):
                 name = f"{i + 1}" if self.repeats == 1 else f"{i + 1}_{j + 1}"
                 x = Conv(channels, (self.kernel, self.kernel), padding=self.padding,
-                         use_bias=not self.batch_norm, name=f"conv{name}")(x)
+                         use_bias=not self.batch_norm, kernel_init=initial(self.initial),
+                         name=f"conv{name}")(x)
                 if self.batch_norm:
                     x = batch_norm(train, name=f"norm{name}")(x)
                 x = activate(x, self.activation)
-            if self.pool == "max":
+            halved = self.pool_last or i < len(self.channels) - 1
+            if self.pool == "max" and halved:
                 x = nn.max_pool(x, (2, 2), (2, 2))
-            elif self.pool == "average":
+            elif self.pool == "average" and halved:
                 x = nn.avg_pool(x, (2, 2), (2, 2))
             x = Dropout(self.stage_dropout)(x, train)
         x = x.mean((1, 2)) if self.average else x.reshape(len(x), -1)  # [B, features]
         for i, width in enumerate(self.dense):
             x = Dropout(self.dropout)(x, train)
-            x = activate(nn.Dense(width, name=f"dense{i + 1}")(x), self.activation)
+            x = nn.Dense(width, kernel_init=initial(self.initial), name=f"dense{i + 1}")(x)
+            x = activate(x, self.activation)
         x = Dropout(self.dropout)(x, train)
         return nn.Dense(self.classes, name="head")(x)  # [B, classes]

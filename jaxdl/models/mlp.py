@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from jaxdl.config import Fraction, Size
-from jaxdl.layers import Activation, Dropout, activate, batch_norm
+from jaxdl.layers import Activation, Dropout, Initial, activate, batch_norm, initial
 
 Array = jax.Array
 
@@ -21,6 +21,7 @@ class MLP(nn.Module):
       activation: nonlinearity of the hidden layers.
       batch_norm: normalise before each nonlinearity.
       dropout: probability of zeroing a hidden unit in training; None for none.
+      initial: values of the hidden layers' kernels (`layers.INITIALS`); the head's are LeCun's.
     """
 
     widths: tuple[Size, ...] = (256, 128)
@@ -28,12 +29,14 @@ class MLP(nn.Module):
     activation: Activation = "relu"
     batch_norm: bool = False
     dropout: Fraction | None = None
+    initial: Initial = "lecun_normal"
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         x = x.reshape(len(x), -1)  # [B, H * W * C]
         for i, width in enumerate(self.widths):
-            x = nn.Dense(width, use_bias=not self.batch_norm, name=f"dense{i + 1}")(x)
+            x = nn.Dense(width, use_bias=not self.batch_norm,
+                         kernel_init=initial(self.initial), name=f"dense{i + 1}")(x)
             if self.batch_norm:
                 x = batch_norm(train, name=f"norm{i + 1}")(x)
             x = activate(x, self.activation)
