@@ -64,6 +64,8 @@ from jaxdl.errors import (
 )
 from jaxdl.experiment import Experiment
 from jaxdl.ledger import DONE, ENDED, FAILED, PENDING, PRUNED, RUNNING, Entry, Ledger
+from jaxdl.overrides import plain as plain_json
+from jaxdl.overrides import told_apart
 from jaxdl.process import Lock, Preempted, Signals, Watchdog
 from jaxdl.sweep import Search, Sweep
 from jaxdl.train import Program, better, splits, validate
@@ -247,16 +249,10 @@ def described(trial: Mapping[str, Any]) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value as a table shows it; of plain JSON, a sub-tree by the name of its class."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list):
-        return "(" + ", ".join(map(plain, value)) + ("," if len(value) == 1 else "") + ")"
-    if isinstance(value, dict) and "_" in value:
-        return str(value["_"]).rpartition(":")[2].rpartition(".")[2]
+    """A value, or plain JSON, as a table shows it; a sub-tree by the name of its class."""
     if config.is_node(value) and not isinstance(value, (dict, tuple)):
         return type(value).__name__
-    return str(value)
+    return plain_json(value)
 
 
 # The study.
@@ -1204,7 +1200,7 @@ class Lead(Study):
         ended = sum(e.state in ENDED for e in self.entries.values())
         value = "" if entry.value is None else f"  {self.metric} {entry.value:.6g}"
         reason = f"  ({entry.reason})" if entry.reason and entry.state != DONE else ""
-        self.say(f"trial {number} {entry.state}{value}  {described(entry.overrides)}  "
+        self.say(f"trial {number} {entry.state}{value}  {described(self.shown()[number])}  "
                  f"[{ended}/{self.total}]{reason}")
         if entry.state in ENDED:
             self.link()
@@ -1216,12 +1212,14 @@ class Lead(Study):
             e.state == FAILED, e.value is None, 0. if e.value is None else sign * e.value,
             e.number))
 
-    def paths(self) -> list[str]:
-        """What differs between trials."""
-        return list(dict.fromkeys(p for e in self.entries.values() for p in e.overrides))
+    def shown(self) -> dict[int, dict[str, Any]]:
+        """What tells each trial from the others, by number: leaves, and names of classes."""
+        found = told_apart([e.overrides for e in self.entries.values()])
+        return dict(zip(self.entries, found, strict=True))
 
     def table(self, rows: int) -> Table:
-        paths, ranked = self.paths(), self.ranked()
+        shown, ranked = self.shown(), self.ranked()
+        paths = list(dict.fromkeys(p for row in shown.values() for p in row))
         names = sweep_page.short_names(paths)
         table = Table("trial", *names.values(), self.metric or "-", "step", "state", "seconds",
                       box=None, pad_edge=False)
@@ -1230,8 +1228,8 @@ class Lead(Study):
         for entry in ranked[:rows]:
             value = "-" if entry.value is None else f"{entry.value:.6g}"
             table.add_row(str(entry.number), *(
-                plain(entry.overrides[p]) if p in entry.overrides else "-" for p in paths),
-                value, f"{entry.step:,}", entry.state,
+                plain(shown[entry.number][p]) if p in shown[entry.number] else "-"
+                for p in paths), value, f"{entry.step:,}", entry.state,
                 f"{entry.seconds:.1f}" if entry.state in ENDED else "-")
         more = [f"and {len(ranked) - rows} more in {self.folder / 'results.csv'}"]
         if ended := sum(e.state in ENDED for e in ranked):
@@ -1250,9 +1248,10 @@ class Lead(Study):
         for entry in self.entries.values():
             rest = {p: v for p, v in entry.overrides.items() if p != "seed"}
             groups[json.dumps(rest, sort_keys=True)].append(entry)
-        if "seed" not in self.paths() or max(map(len, groups.values())) < 2:
+        if max(map(len, groups.values())) < 2:
             return []
-        found = [({p: v for p, v in group[0].overrides.items() if p != "seed"},
+        shown = self.shown()
+        found = [({p: v for p, v in shown[group[0].number].items() if p != "seed"},
                   [e.value for e in group if e.value is not None and e.state != FAILED])
                  for group in groups.values()]
         sign = -1 if self.mode == "max" else 1
@@ -1263,11 +1262,11 @@ class Lead(Study):
         counts = {state: sum(e.state == state for e in self.entries.values())
                   for state in (DONE, PRUNED, FAILED, PENDING)}
         if found := self.repeated():
-            names = sweep_page.short_names(p for p in self.paths() if p != "seed")
+            names = sweep_page.short_names(dict.fromkeys(p for row, _ in found for p in row))
             table = Table(*names.values(), f"{self.metric}, mean", "sd", "seeds", box=None,
                           pad_edge=False)
-            for overrides, values in found[:50]:
-                table.add_row(*(plain(overrides.get(p, "-")) for p in names),
+            for row, values in found[:50]:
+                table.add_row(*(plain(row.get(p, "-")) for p in names),
                               f"{statistics.fmean(values):.6g}" if values else "-",
                               f"{statistics.stdev(values):.2g}" if len(values) > 1 else "-",
                               str(len(values)))
@@ -1279,7 +1278,8 @@ class Lead(Study):
         best = self.ranked()[0]
         if best.value is not None and best.state != FAILED:
             yield (f"best {self.metric} {best.value:.6g}: trial {best.number} "
-                   f"({described(best.overrides)}); --experiment={self.folder / 'best'} uses it")
+                   f"({described(self.shown()[best.number])}); "
+                   f"--experiment={self.folder / 'best'} uses it")
 
     # What is written.
 
@@ -1297,7 +1297,8 @@ class Lead(Study):
 
     def write(self) -> None:
         """results.csv and the page."""
-        paths = self.paths()
+        shown = self.shown()
+        paths = list(dict.fromkeys(p for row in shown.values() for p in row))
         metrics = sorted({name for e in self.entries.values() for name in e.results})
         with io.StringIO(newline="") as file:
             writer = csv.writer(file)
@@ -1305,7 +1306,7 @@ class Lead(Study):
                              "reason"])
             for e in self.ranked():
                 writer.writerow([e.number, e.state, *(
-                    json.dumps(v) if isinstance(v := e.overrides.get(p, ""), (dict, list)) else v
+                    json.dumps(v) if isinstance(v := shown[e.number].get(p, ""), list) else v
                     for p in paths), e.value, e.step, f"{e.seconds:.3f}",
                     *(e.results.get(name, "") for name in metrics), e.reason])
             write_atomically(self.folder / "results.csv", file.getvalue())
@@ -1320,8 +1321,8 @@ class Lead(Study):
             trials.append(sweep_page.PageTrial(
                 number=e.number, state=e.state, value=e.value, step=e.step, results=e.results,
                 reason=e.reason, seconds=e.seconds, curves=curves, overrides={
-                    p: plain(v) if isinstance(v, (dict, list)) else v
-                    for p, v in e.overrides.items()}))
+                    p: plain(v) if isinstance(v, list) else v
+                    for p, v in shown[e.number].items()}))
         sweep_page.write(
             self.folder / "report.html", title=f"Sweep of {self.command.name}", metric=self.metric,
             mode=self.mode, trials=trials, notes=[f"Stand-in data: {self.stand_in}."]

@@ -20,6 +20,7 @@ from jaxdl import cli, config, files, record, study, train
 from jaxdl.data.digits import Digits
 from jaxdl.data.folder import ImageFolder
 from jaxdl.data.idx import FashionMnist
+from jaxdl.data.mnist_sample import MnistSample
 from jaxdl.experiment import Best, Experiment, Mesh
 from jaxdl.models.resnet import ResNet
 from jaxdl.task import named
@@ -95,8 +96,9 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
     elif isinstance(experiment.data, ImageFolder):
         changes["data.path"] = str(fabricated_pictures(tmp_path / "pictures", experiment.data.only))
         changes["data.size"] = 32
-    elif getattr(experiment.data, "stand_in", None) is not None:
-        changes["data"] = Digits(size=28, validation=64 * bool(experiment.data.validation))
+    elif isinstance(experiment.data, MnistSample) or experiment.data.stand_in is not None:  # type: ignore[attr-defined]
+        held_out = 64 * bool(experiment.data.validation)  # type: ignore[attr-defined]
+        changes["data"] = Digits(size=28, validation=held_out)
     return config.replace(experiment, changes)
 
 
