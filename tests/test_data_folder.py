@@ -160,6 +160,17 @@ def test_folders_for_splits(tmp_path: Path) -> None:
         np.arange(6))["image"].shape == (6, 16, 16, 1)
 
 
+def test_only_some_classes(tmp_path: Path) -> None:
+    root = tree(tmp_path)
+    for split in ("train", "test"):
+        shutil.copytree(root / split / "cat", root / split / "bird")
+    some = ImageFolder(path=str(root), size=8, only=("dog", "bird"))
+    assert ImageFolder(path=str(root), size=8).classes == 3 and some.names == ("bird", "dog")
+    assert some.open("train").arrays["label"].tolist() == [0, 0, 0, 1, 1, 1]  # type: ignore[index]
+    with pytest.raises(UserError, match=r"only: .*train has no folder 'dogs'\. Did you mean 'dog'"):
+        _ = ImageFolder(path=str(root), size=8, only=("dogs",)).names
+
+
 def test_large_sets_are_read_batch_by_batch(tmp_path: Path,
                                             monkeypatch: pytest.MonkeyPatch) -> None:
     data = ImageFolder(path=str(tree(tmp_path)), size=16, validation=2)

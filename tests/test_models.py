@@ -431,3 +431,19 @@ def test_an_affine_map_says_where_a_value_comes_from():
 def test_sizes_that_cannot_be_are_told_in_one_line(make, shape, message):
     with pytest.raises(UserError, match=message):
         abstract(make(), shape)
+
+
+def test_an_mlp_may_normalise_after_its_nonlinearity():
+    x = jax.random.normal(jax.random.key(0), (64, 9))
+    for last, least in ((True, -3.), (False, 0.)):
+        model = MLP(widths=(4,), batch_norm=True, norm_last=last, classes=4)
+        variables = model.init(jax.random.key(1), x, train=False)
+        _, seen = model.apply(variables, x, train=True, capture_intermediates=True,
+                              mutable=["intermediates", "batch_stats"])
+        normalised = np.asarray(seen["intermediates"]["norm1"]["__call__"][0])
+        np.testing.assert_allclose(normalised.mean(0), 0, atol=1e-5)
+        head = np.asarray(seen["intermediates"]["head"]["__call__"][0])
+        given = normalised if last else np.maximum(normalised, 0)
+        p = variables["params"]["head"]
+        np.testing.assert_allclose(head, given @ p["kernel"] + p["bias"], atol=1e-5)
+        assert (given.min() < 0) == (least < 0)

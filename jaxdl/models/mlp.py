@@ -20,6 +20,7 @@ class MLP(nn.Module):
       classes: number of logits.
       activation: nonlinearity of the hidden layers.
       batch_norm: normalise before each nonlinearity.
+      norm_last: normalise after it instead.
       dropout: probability of zeroing a hidden unit in training; None for none.
       initial: values of the hidden layers' kernels (`layers.INITIALS`); the head's are LeCun's.
     """
@@ -28,6 +29,7 @@ class MLP(nn.Module):
     classes: Size = 10
     activation: Activation = "relu"
     batch_norm: bool = False
+    norm_last: bool = False
     dropout: Fraction | None = None
     initial: Initial = "lecun_normal"
 
@@ -35,10 +37,13 @@ class MLP(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         x = x.reshape(len(x), -1)  # [B, H * W * C]
         for i, width in enumerate(self.widths):
-            x = nn.Dense(width, use_bias=not self.batch_norm,
+            x = nn.Dense(width, use_bias=not self.batch_norm or self.norm_last,
                          kernel_init=initial(self.initial), name=f"dense{i + 1}")(x)
+            if self.norm_last:
+                x = activate(x, self.activation)
             if self.batch_norm:
                 x = batch_norm(train, name=f"norm{i + 1}")(x)
-            x = activate(x, self.activation)
+            if not self.norm_last:
+                x = activate(x, self.activation)
             x = Dropout(self.dropout)(x, train)
         return nn.Dense(self.classes, name="head")(x)  # [B, classes]
