@@ -18,13 +18,16 @@ from jaxdl.models.cnn import CNN
 from jaxdl.optimizer import SGD, Constant
 from jaxdl.tasks.classification import Classification
 
-RESIZED = dict(augment=(Resize(size=64),), evaluation=(Resize(size=64),), mean=(0.5,), std=(0.5,))
+LARGE = (Resize(size=64),)
+HALF = (0.5,)
 
 
 def config() -> Experiment:
     return Experiment(
         task=Classification(model=CNN(channels=(64, 128), dense=(1_024,), classes=10)),
-        data=Cifar10(**RESIZED, stand_in=StandIn(data=Digits(**RESIZED), steps=250)),
+        data=Cifar10(
+            augment=LARGE, evaluation=LARGE, mean=HALF, std=HALF, stand_in=StandIn(
+                data=Digits(augment=LARGE, evaluation=LARGE, mean=HALF, std=HALF), steps=250)),
         optimizer=SGD(learning_rate=Constant(peak=0.01), momentum=0.9),
         evals={"test": Evaluate(split="test", every=782)},
         best=Best(metric="test/accuracy"),

@@ -44,7 +44,7 @@ def config() -> Experiment:
 
 
 def sweep() -> list[Trial]:
-    mixer = dict(patch=7, width=48, tokens=24, layers=4, classes=10)
+    mixer = Mixer(patch=7, width=48, tokens=24, layers=4, classes=10)
     data = MnistSample(validation=7_000)
     trials: list[Trial] = [
         {"task": task()},
@@ -59,7 +59,7 @@ def sweep() -> list[Trial]:
         {"task": DeepSupervision(task=task(), layers=("conv1", "conv2"))},
         {"task": task(), "data": MnistSample(validation=7_000, augment=(Mixup(alpha=0.2),))},
         {"task": task(), "data": MnistSample(validation=7_000, augment=(Cutout(size=10),))},
-        {"task": Classification(model=Mixer(**mixer))},
-        {"task": Classification(model=Mixer(**mixer, stochastic_depth=0.2))},
+        {"task": Classification(model=mixer)},
+        {"task": Classification(model=mixer.clone(stochastic_depth=0.2))},
     ]
     return repeat([{"data": data, **trial} for trial in trials], 3)

@@ -86,6 +86,48 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """Which pictures to predict, by which checkpoint, and where to write what is said of them.
+
+    Attributes:
+      input: files, and folders that are searched through; several, as --input A B C.
+      workdir: the run directory, if --experiment names something else.
+      step: "best", "last" or the number of a checkpoint; None: the best, if the run has one.
+      output: a new folder to write into. None makes RUN/predictions/DATE_TIME.
+      top: how many labels of a file to tell, the likeliest first.
+    """
+
+    input: tuple[str, ...] = ()
+    workdir: str | None = None
+    step: str | None = None
+    output: str | None = None
+    top: config.Size = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """Which checkpoint to export, and as what.
+
+    Attributes:
+      format: "stablehlo", which jax alone runs, "onnx", or "safetensors", the parameters alone.
+        None: by the end of --output, else "stablehlo".
+      workdir: the run directory, if --experiment names something else.
+      step: "best", "last" or the number of a checkpoint; None: the best, if the run has one.
+      output: the file. None makes RUN/export/step_N.FORMAT.
+      batch: how many examples the file takes at once; None: any number.
+      names: the library by whose names safetensors go, such as torchvision; None: the first one
+        that publishes weights of the model, else the names here.
+    """
+
+    format: Literal["stablehlo", "onnx", "safetensors"] | None = None
+    workdir: str | None = None
+    step: str | None = None
+    output: str | None = None
+    batch: config.Size | None = None
+    names: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreflightOptions:
     """What to find out before a run.
 
@@ -200,6 +242,17 @@ class ReportOptions:
     port: Annotated[int, config.Between(0, 65_535)] = 0
     tsne: bool = False
     experiment: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultsOptions:
+    """Where to write the table of finished runs.
+
+    Attributes:
+      output: a file, such as RESULTS.md, in which it goes between two marks; None only prints it.
+    """
+
+    output: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,11 +379,22 @@ def with_data(command: Command, old: "Recorded | None",
 
 def evaluate(command: Command) -> int:
     """Evaluates a checkpoint of a run, and prints the table that training printed."""
-    from jaxdl import display, distributed, record
+    from jaxdl import display
     from jaxdl.train import evaluate as evaluate_run
 
-    options: EvaluateOptions = command.options
-    folder = command.run
+    experiment, folder = of_run(command)
+    step, results = evaluate_run(experiment, folder, command.options.step)
+    display.console.print(f"{folder}, step {step:,}")
+    display.console.print(display.metric_table(results))
+    return 0
+
+
+def of_run(command: Command) -> "tuple[Experiment, Path]":
+    """(experiment, folder) of the run that a command names, its data made sure of; says what stood
+    in, and whether the data has changed."""
+    from jaxdl import display, distributed, record
+
+    options, folder = command.options, command.run
     if folder is not None and options.workdir is not None:
         raise UserError("--workdir goes with the name or file of an experiment, not with a run.")
     if folder is None:
@@ -346,10 +410,21 @@ def evaluate(command: Command) -> int:
     if old.fingerprint not in (None, found := experiment.data.fingerprint()):
         display.console.print("warning: the data has changed since "
                               f"({old.fingerprint} then, {found} now)")
-    step, results = evaluate_run(experiment, folder, options.step)
-    display.console.print(f"{folder}, step {step:,}")
-    display.console.print(display.metric_table(results))
-    return 0
+    return experiment, folder
+
+
+def predict(command: Command) -> int:
+    """Says what the network of a run makes of pictures."""
+    from jaxdl import predict
+
+    return predict.run(command)
+
+
+def export(command: Command) -> int:
+    """Writes the network of a run as one file that runs without jaxdl."""
+    from jaxdl import export
+
+    return export.run(command)
 
 
 def sweep(command: Command) -> int:
@@ -416,6 +491,9 @@ class Mode:
 MODES = {
     "train": Mode(train, TrainOptions, "train an experiment or continue a run (the default)"),
     "evaluate": Mode(evaluate, EvaluateOptions, "print the metrics of a run's checkpoint"),
+    "predict": Mode(predict, PredictOptions, "label pictures of your own by a run's checkpoint"),
+    "export": Mode(export, ExportOptions,
+                   "write the network of a run as one file that runs without jaxdl"),
     "sweep": Mode(sweep, SweepOptions,
                   "train many trials, declared by sweep() in the file or by --over, and compare "
                   "them"),
@@ -480,18 +558,21 @@ def _main(args: list[str]) -> int:
         if not config.fits(arg, str):
             raise UserError(f"{shown(repr(arg))}: {config.expected(arg, str)}.")
     mode = args.pop(0) if args and not args[0].startswith("-") else "train"
-    known = [*MODES, "list", "launch", "report"]
+    known = [*MODES, "list", "launch", "report", "results"]
     if mode not in known:
         raise UserError(f"unknown mode '{mode}'.{nearest(mode, known)} The modes are "
                         f"{', '.join(known)}.")
     wants_help = any(a in ("--help", "-h") for a in args)
     if mode == "report":
         return report(args)
+    if mode == "results":
+        return results(args)
     target, rest = _take(args, "experiment")
     if target is None and wants_help:
         modes = [f"  {name:14} {m.help}" for name, m in MODES.items()]
         modes.append(f"  {'list':14} list the experiments")
         modes.append(f"  {'report':14} make a page of a run, or of several: report RUN [RUN ...]")
+        modes.append(f"  {'results':14} table of what finished runs and sweeps came to")
         modes.append(f"  {'launch':14} run a mode in --processes=N processes of this machine")
         print(USAGE.format(modes="\n".join(modes)))
         return 0
@@ -505,6 +586,8 @@ def _main(args: list[str]) -> int:
         raise UserError("--experiment=NAME|FILE|RUN_DIR is missing; 'list' shows the names.")
     if mode in ("show", "verify-resume"):  # They are no processes of a run.
         return MODES[mode].run(parse(mode, target, rest))
+    if mode == "predict":
+        rest = _several(_each(rest, "input"), "input")
     for name in ("over", "slurm") if mode == "sweep" else ():
         rest = _several(rest, name)
     with leaving_at_once() if mode in ("train", "sweep") else contextlib.nullcontext():
@@ -516,16 +599,7 @@ def _main(args: list[str]) -> int:
 
 def report(args: list[str]) -> int:
     """Writes one page that shows a run, or compares several, or serves it."""
-    runs, flags, i = [], [], 0
-    while i < len(args):
-        if not args[i].startswith("-"):
-            runs.append(args[i])
-        else:
-            flags.append(args[i])
-            if args[i] in ("--output", "--port", "--experiment"):  # Its value is the next word.
-                flags += args[i + 1:i + 2]
-                i += 1
-        i += 1
+    runs, flags = _words(args, ("--output", "--port", "--experiment"))
     options, _ = parse_flags({}, ReportOptions(), flags, "launch.py report RUN [RUN ...]")
     if not runs:
         raise UserError("report: name one run directory, or several.")
@@ -542,6 +616,32 @@ def report(args: list[str]) -> int:
         raise UserError(f"report {shown(' '.join(runs))}: {error}") from error
     page.run(folders, options, modules)
     return 0
+
+
+def results(args: list[str]) -> int:
+    """Prints what the finished runs and sweeps in some folders came to."""
+    folders, flags = _words(args, ("--output",))
+    options, _ = parse_flags({}, ResultsOptions(), flags, "launch.py results [FOLDER ...]")
+    from jaxdl import results as table
+
+    table.run([Path(f).expanduser() for f in folders or ["runs"]],
+              None if options.output is None else Path(options.output).expanduser())
+    return 0
+
+
+def _words(args: list[str], valued: tuple[str, ...]) -> tuple[list[str], list[str]]:
+    """(words, flags and their values); a flag of `valued` may have its value as the next word."""
+    words, flags, i = [], [], 0
+    while i < len(args):
+        if not args[i].startswith("-"):
+            words.append(args[i])
+        else:
+            flags.append(args[i])
+            if args[i] in valued:
+                flags += args[i + 1:i + 2]
+                i += 1
+        i += 1
+    return words, flags
 
 
 def launch(args: list[str]) -> int:
@@ -580,6 +680,19 @@ def _take(args: list[str], name: str, *, first: bool = False) -> tuple[str | Non
             rest.append(args[i])
         i += 1
     return value, rest
+
+
+def _each(args: list[str], name: str) -> list[str]:
+    """The arguments, with `--name A B C`, as the shell writes for *, as --name=A --name=B ..."""
+    found: list[str] = []
+    inside = False
+    for arg in args:
+        if inside and not arg.startswith("-"):
+            found.append(f"--{name}={arg}")
+            continue
+        inside = arg.partition("=")[0] == f"--{name}"
+        found += [arg] if arg != f"--{name}" else []
+    return found
 
 
 def _several(args: list[str], name: str) -> list[str]:

@@ -1143,10 +1143,12 @@ class Lead(Study):
                                     "no such leaf.") from None
 
     def facts(self) -> None:
-        """What a process needs to know that trains one of the trials."""
+        """What a process needs to know that trains one of the trials, and who reads the results."""
         file = None if self.command.module is None else str(
             Path(self.command.module.__file__).resolve())
         write_atomically(self.folder / "sweep.json", json.dumps({
+            "name": self.command.name, "expected": self.command.expected, "metric": self.metric,
+            "mode": self.mode, "data": type(self.base.data).__name__, "stand_in": self.stand_in,
             "file": file, "sinks": self.options.sinks, "grace": self.options.preempt_grace,
             "stuck_after": self.options.stuck_after,
             "accept_changes": self.options.accept_changes}, indent=1))

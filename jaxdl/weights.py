@@ -143,6 +143,41 @@ def _opened(path: Path) -> Any:
         raise UserError(f"{path}: not a safetensors file ({error}).") from error
 
 
+def export(experiment: Any, run: Path, step: int, path: Path, library: str | None) -> str:
+    """Writes the parameters of a checkpoint, or their average where one is kept, and statistics.
+
+    Args:
+      experiment: of the run.
+      run: its directory.
+      step: of the checkpoint.
+      path: of the file.
+      library: whose names to use; None: the first that the model knows, else the dotted names that
+        the variables have here.
+
+    Returns:
+      a line that says what was written.
+    """
+    from jaxdl.checkpoint import arrays
+    from jaxdl.init_from import parameters
+
+    model = getattr(experiment.task, "model", None)
+    known = of_model(model, library) if library or getattr(model, "published", {}) else {}
+    called, rename = next(iter(known.items()), ("jaxdl", lambda name: name))
+    _, inside = parameters(run, str(step))
+    places = {place: p for p, (place, _) in inside.items()}
+    try:
+        found = arrays(run / "checkpoints", step, "|".join(map(re.escape, places)))
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
+    variables = {places[place]: x for place, x in found.items()}
+    try:
+        write(path, variables, rename, {"run": str(run), "step": str(step), "names": called})
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); --output=FILE names "
+                        "another place.") from error
+    return f"written: {path}, {len(variables)} arrays with {called}'s names"
+
+
 def write(path: Path, variables: Mapping[str, np.ndarray], rename: Rename,
           about: Mapping[str, str]) -> None:
     """Writes variables {path: array} under their published names, all or nothing.
@@ -153,10 +188,10 @@ def write(path: Path, variables: Mapping[str, np.ndarray], rename: Rename,
       rename: as the library names them.
       about: text for the file's header.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     called = names(list(variables), rename)
     arrays = {called[p]: to_torch(p, np.asarray(x)) for p, x in variables.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(arrays, temporary, {**about, "format": "pt"})
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(save(arrays, {**about, "format": "pt"}))
     os.replace(temporary, path)

@@ -75,8 +75,9 @@ def test_nothing_to_resume(capfd: Captured, tmp_path: Path,
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["trian"], "unknown mode 'trian'. Did you mean 'train'? The modes are train, evaluate, sweep, "
-     "check, preflight, verify-resume, show, list, launch, report."),
+    (["trian"], "unknown mode 'trian'. Did you mean 'train'? The modes are train, evaluate, "
+     "predict, export, sweep, check, preflight, verify-resume, show, list, launch, report, "
+     "results."),
     (["--experiment=resnet_cifra"], "--experiment=resnet_cifra: no such experiment. Did you mean "
      "'resnet_cifar'?"),
     (["--experiment=no/such.py"], "--experiment=no/such.py: there is no such file."),

@@ -92,7 +92,7 @@ def test_every_key_is_suggested_for_its_typos(edits: int, share: float) -> None:
     (["--widths=3"], "--widths: no such field. Did you mean --task.model.widths?"),
     (["--task.model=3"], "--task.model: names a whole MLP; set what is in it: --task.model.widths, "
      "--task.model.classes, --task.model.activation, --task.model.batch_norm, "
-     "--task.model.dropout, --task.model.initial."),
+     "--task.model.norm_last, --task.model.dropout, --task.model.initial."),
     (["--data.augment=3"], "--data.augment: a tuple of Callable is set in an experiment's file, "
      "not by a flag."),
     (["--rules=3"], "--rules: a tuple of Rule is set in an experiment's file, not by a flag."),
@@ -334,8 +334,8 @@ def test_a_mistyped_value_and_its_line(capfd: Captured, monkeypatch: pytest.Monk
     (["--experiment=\x1b[2J"], "--experiment=\\x1b[2J: no such experiment. 'list' shows all "
      f"{len(NAMES)}."),
     (["--experiment="], "--experiment=: the directory has no config.json, so it is not a run."),
-    (["a\nb"], "unknown mode 'a b'. The modes are train, evaluate, sweep, check, preflight, "
-     "verify-resume, show, list, launch, report."),
+    (["a\nb"], "unknown mode 'a b'. The modes are train, evaluate, predict, export, sweep, "
+     "check, preflight, verify-resume, show, list, launch, report, results."),
 ])
 def test_beside_the_leaves(capfd: Captured, arguments: list[str], message: str) -> None:
     assert error(capfd, *arguments) == message
@@ -548,6 +548,7 @@ def test_every_documented_command_parses(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(cli, "MODES", {mode: instead(mode) for mode in cli.MODES})
     monkeypatch.setattr(distributed, "launch", lambda count, args: parsed.append("launch") or 0)
     monkeypatch.setattr("jaxdl.report.run", lambda *a: parsed.append("report"))
+    monkeypatch.setattr("jaxdl.results.run", lambda *a: parsed.append("results"))
     seen, benchmarks = 0, 0
     for document, words in commands():
         for word, place in places.items():

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jaxdl import weights
+from jaxdl import checkpoint, cli, config, weights
+from jaxdl.data.digits import Digits
 from jaxdl.errors import UserError
 from jaxdl.experiment import InitFrom
 from jaxdl.init_from import overlay
@@ -21,6 +22,8 @@ from jaxdl.models.resnet_v2 import ResNetV2
 from jaxdl.models.vit import VisionTransformer
 from jaxdl.task import named
 from jaxdl.tasks.classification import Classification
+from tests.test_train import fit
+from tests.tiny import plain
 
 SIZE = 8
 
@@ -125,6 +128,36 @@ def test_what_does_not_fit_is_a_table_and_one_line(tmp_path: Path, state, capsys
     np.testing.assert_array_equal(got.params["stem_conv"]["kernel"],
                                   arrays["params/stem_conv/kernel"])
     assert np.all(got.params["head"]["kernel"] == fresh.params["head"]["kernel"])
+
+
+def test_a_run_is_exported_under_published_names(tmp_path: Path, capfd) -> None:
+    experiment = plain(task=Classification(model=ResNet(depth=8, classes=10), ema=0.5), steps=2,
+                       data=Digits(size=8))
+    run = tmp_path / "run"
+    fit(run, experiment)
+    flags = ["export", f"--experiment={run}"]
+    assert cli.main([*flags, "--format=safetensors"]) == 0
+    path = run / "export" / "step_2.safetensors"
+    assert f"written: {path}, " in capfd.readouterr().out
+    stored = {p.removeprefix("state/"): x for p, x in
+              checkpoint.arrays(run / "checkpoints", 2).items()}
+    found = weights.read(path, ["conv1.weight", "fc.bias", "bn1.running_mean"])
+    np.testing.assert_array_equal(found["conv1.weight"],
+                                  stored["ema/stem_conv/kernel"].transpose(3, 2, 0, 1))
+    np.testing.assert_array_equal(found["fc.bias"], stored["ema/head/bias"])
+    np.testing.assert_array_equal(found["bn1.running_mean"],
+                                  stored["mutable/batch_stats/stem_norm/mean"])
+    assert len(weights.shapes(path)) == sum(p.startswith(("ema/", "mutable/")) for p in stored)
+
+    other = tmp_path / "other"
+    fit(other, config.replace(experiment, {"init_from.path": str(path), "task.ema": None,
+                                           "optimizer.learning_rate.peak": 0.}))
+    again = checkpoint.arrays(other / "checkpoints", 2)
+    np.testing.assert_array_equal(again["state/params/head/kernel"], stored["ema/head/kernel"])
+    for flag, message in (("--names=tim", "expected one of torchvision, timm"),
+                          ("--format=onnx --names=timm", "goes with --format=safetensors")):
+        assert cli.main([*flags, "--format=safetensors", *flag.split()]) == 2
+        assert message in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("name,content,message", [
