@@ -433,15 +433,19 @@ class Format:
       make: the content, and what is to be known of it.
       load: the function in such a file.
       needs: packages beside jaxdl's.
+      install: what brings them.
     """
 
     make: Callable[[Network], tuple[bytes, dict[str, Any]]]
     load: Callable[[Path], Call]
     needs: tuple[str, ...] = ()
+    install: str = ""
 
 
-FORMATS = {"stablehlo": Format(stablehlo, load_stablehlo, ("flatbuffers",)),
-           "onnx": Format(onnx, load_onnx, ("jax2onnx", "onnx", "onnxruntime"))}
+FORMATS = {"stablehlo": Format(stablehlo, load_stablehlo, ("flatbuffers",),
+                               "pip install flatbuffers"),
+           "onnx": Format(onnx, load_onnx, ("jax2onnx", "onnx", "onnxruntime"),
+                          "pip install 'jaxdl[export]'")}
 
 
 # The check, and the time.
@@ -579,8 +583,8 @@ def require(name: str) -> Format:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            raise UserError(f"--format={name} needs {', '.join(form.needs)} ({error}): pip install "
-                            "'jaxdl[export]'.") from error
+            raise UserError(f"--format={name} needs {', '.join(form.needs)} ({error}): "
+                            f"{form.install}.") from error
     return form
 
 
@@ -717,7 +721,10 @@ def run(command: "Command") -> int:
     if weights_alone:
         path.parent.mkdir(parents=True, exist_ok=True)
         console.print(f"{folder}, {called}")
+        replaced = f"replaced: {path} ({of_when(path)})" if path.exists() else ""
         console.print(weights.export(experiment, folder, step, path, options.names))
+        if replaced:
+            console.print(replaced)
         return 0
     exported = of_task(experiment.task)
     allocator.keep_memory()

@@ -467,7 +467,8 @@ class Page:
             log = falls([ys for _, ys in single])
             xy = [xy for c in reversed(groups) for xy in band(c, name, points, log)] + single
             buttons.append({"method": "update", "label": chart_text(name), "args": [
-                {"x": [x for x, _ in xy], "y": [y for _, y in xy]},
+                {"x": [x for x, _ in xy], "y": [y for _, y in xy],
+                 "mode": ["lines" if len(x) != 1 else "markers" for x, _ in xy]},
                 {"yaxis.title.text": chart_text(name), "yaxis.type": "log" if log else "linear",
                  "yaxis.dtick": "D2" if log else None, "yaxis.tickformat": "~g" if log else "",
                  "xaxis.autorange": True, "yaxis.autorange": True}]})
@@ -480,8 +481,8 @@ class Page:
                     (i < 2 * len(groups)) == mean for i in range(len(lines))]}]}
                 for label, mean in (("mean ± sd over seeds", True), ("each trial", False))]})
         for i, line in enumerate(lines):
-            line.update(type="scatter", x=buttons[0]["args"][0]["x"][i],
-                        y=buttons[0]["args"][0]["y"][i])
+            line.update(type="scatter", **{what: each[i] for what, each in
+                                           buttons[0]["args"][0].items()})
         caption = "The best is orange, the others pale with their rank."
         if groups:
             caption += " Bands are one sample standard deviation to each side of the mean."

@@ -34,7 +34,7 @@ Captured = pytest.CaptureFixture[str]
 DIGITS = Digits(size=8, channels=1)
 needs_flatbuffers, needs_onnx = (pytest.mark.skipif(
     None in map(importlib.util.find_spec, export.FORMATS[name].needs),
-    reason="pip install 'jaxdl[export]'") for name in ("stablehlo", "onnx"))
+    reason=export.FORMATS[name].install) for name in ("stablehlo", "onnx"))
 MODEL = CNN(channels=(4, 6), dense=(), batch_norm=True, dropout=0.5)
 
 
@@ -175,7 +175,7 @@ def test_the_forms_in_the_file_run_anywhere(monkeypatch: pytest.MonkeyPatch,
     inputs = made.raw(made.read(np.arange(1)))
     assert names(lambda *x: export.replayed(made.traced, x), *inputs).count(
         "conv_general_dilated") == 9
-    pytest.importorskip("flatbuffers", reason="pip install 'jaxdl[export]'")
+    pytest.importorskip("flatbuffers", reason="pip install flatbuffers")
     from jax import export as library
 
     real = library.export

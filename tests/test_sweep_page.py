@@ -85,6 +85,16 @@ def charts(path: Path) -> dict[str, Any]:
     return json.loads(found[1])["charts"] if found else {}
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_curve_of_one_point_is_a_mark(tmp_path: Path, steps: int) -> None:
+    trials = [trial(i, 0.1 * i + 0.1, steps=steps, optimizer__rate=0.1 * (i // 2), seed=i % 2)
+              for i in range(4)]
+    drawn = [line for chart in charts(page(tmp_path, trials)).values() for line in chart["data"]
+             if line.get("type") == "scatter" and "legendrank" in line]
+    assert len(drawn) == 6 and {len(line["x"]) for line in drawn} == {steps}
+    assert {line["mode"] for line in drawn} == {"markers" if steps == 1 else "lines"}
+
+
 def test_the_leaf_that_matters_is_the_important_one() -> None:
     chance = np.random.default_rng(0)
     trials = [trial(i, 1e3 ** -abs(math.log10(rate) + 2), model__rate=rate, seed=i,

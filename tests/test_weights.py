@@ -154,6 +154,8 @@ def test_a_run_is_exported_under_published_names(tmp_path: Path, capfd) -> None:
                                            "optimizer.learning_rate.peak": 0.}))
     again = checkpoint.arrays(other / "checkpoints", 2)
     np.testing.assert_array_equal(again["state/params/head/kernel"], stored["ema/head/kernel"])
+    assert cli.main([*flags, f"--output={path}"]) == 0
+    assert f"replaced: {path} (" in capfd.readouterr().out
     for flag, message in (("--names=tim", "expected one of torchvision, timm"),
                           ("--format=onnx --names=timm", "goes with --format=safetensors")):
         assert cli.main([*flags, "--format=safetensors", *flag.split()]) == 2
