@@ -66,9 +66,7 @@ class Dropout(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         if self.rate is None or not train:
             return x
-        kept = uniform(self.make_rng("dropout"), x.shape) >= self.rate
-        factor = jnp.asarray(1 / (1 - self.rate), x.dtype)
-        return jnp.where(kept, x * factor, jnp.zeros((), x.dtype))
+        return _dropped(x, self.rate, self.make_rng("dropout"), x.shape)
 
 
 class StochasticDepth(nn.Module):
@@ -89,9 +87,13 @@ class StochasticDepth(nn.Module):
         if self.rate is None or not train:
             return x
         shape = (len(x), *(1,) * (x.ndim - 1))  # x  # [B, ...]
-        kept = uniform(self.make_rng("dropout"), shape) >= self.rate
-        factor = jnp.asarray(1 / (1 - self.rate), x.dtype)
-        return jnp.where(kept, x * factor, jnp.zeros((), x.dtype))
+        return _dropped(x, self.rate, self.make_rng("dropout"), shape)
+
+
+def _dropped(x: Array, rate: Any, key: Array, shape: tuple[int, ...]) -> Array:
+    """x, zero where a number drawn for each place of `shape` is below the rate."""
+    factor = jnp.asarray(1 / (1 - rate), x.dtype)
+    return jnp.where(uniform(key, shape) >= rate, x * factor, jnp.zeros((), x.dtype))
 
 
 def uniform(key: Array, shape: tuple[int, ...]) -> Array:
