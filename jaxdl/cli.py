@@ -624,8 +624,8 @@ def results(args: list[str]) -> int:
     options, _ = parse_flags({}, ResultsOptions(), flags, "launch.py results [FOLDER ...]")
     from jaxdl import results as table
 
-    table.run([Path(f).expanduser() for f in folders or ["runs"]],
-              None if options.output is None else Path(options.output).expanduser())
+    table.run([Path(os.path.expanduser(f)) for f in folders or ["runs"]],
+              None if options.output is None else Path(os.path.expanduser(options.output)))
     return 0
 
 

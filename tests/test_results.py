@@ -104,7 +104,8 @@ def test_the_table_goes_between_the_marks(runs: Path, tmp_path: Path,
 
 
 def test_nothing_to_tell(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["results", str(tmp_path / "no")]) == 2
-    assert "there is no such folder" in capfd.readouterr().err
+    for folder in (str(tmp_path / "no"), "~nobody-here/x"):
+        assert cli.main(["results", folder]) == 2
+        assert "there is no such folder" in capfd.readouterr().err
     assert cli.main(["results", str(tmp_path)]) == 2
     assert "no finished run is there" in capfd.readouterr().err
