@@ -11,7 +11,7 @@ do.
 """
 
 from jaxdl.data.idx import FashionMnist
-from jaxdl.data.transforms import Affine
+from jaxdl.data.transforms import Affine, Fixed
 from jaxdl.evaluate import Evaluate
 from jaxdl.experiment import Best, Experiment
 from jaxdl.models.cnn import CNN
@@ -29,7 +29,7 @@ TURNED = SpatialTransformer(
 def config() -> Experiment:
     return Experiment(
         task=Classification(model=TURNED),
-        data=FashionMnist(augment=DISTORTED, evaluation=DISTORTED),
+        data=FashionMnist(augment=DISTORTED, evaluation=(Fixed(transforms=DISTORTED),)),
         optimizer=Adam(learning_rate=Cosine(peak=2e-3, warmup=0.05)),
         evals={"test": Evaluate(split="test", every=469)},
         best=Best(metric="test/accuracy"),

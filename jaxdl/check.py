@@ -61,7 +61,8 @@ def examine(experiment: Experiment, subject: Subject | None = None, *, fast: boo
     it may not be able to do in training.
     """
     subject = subject or Subject(experiment)
-    reasons: Mapping[str, str] = getattr(experiment.task, "not_applicable", {})
+    reasons = {**getattr(getattr(experiment.task, "model", None), "not_applicable", {}),
+               **getattr(experiment.task, "not_applicable", {})}
     for name, check in checks(experiment.task, fast=fast, only=only).items():
         began = time.perf_counter()
         if name in reasons:

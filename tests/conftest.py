@@ -10,9 +10,12 @@ CACHE = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR",
                               str(Path(tempfile.gettempdir()) / "jaxdl-test-compilations"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# The programs of tests are small: to optimise them takes longer than to run them as they are.
+# The programs of tests are small: to optimise them takes longer than to run them as they are. And
+# eight virtual devices may wait long for each other where few processors do other work besides: the
+# process is aborted after 40 seconds of that, unless told otherwise.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1 "
-                                   "--xla_llvm_disable_expensive_passes=true")
+                                   "--xla_llvm_disable_expensive_passes=true "
+                                   "--xla_cpu_collective_call_terminate_timeout_seconds=300")
 os.environ["JAXDL_MALLOC"] = "default"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["COLUMNS"] = "100"

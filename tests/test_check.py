@@ -135,6 +135,22 @@ def test_long_steps_are_fewer() -> None:
     assert found["gradients"].measured.startswith("raised ValueError: the loss is broken")
 
 
+def test_an_epoch_of_whole_batches() -> None:
+    """1,438 digits are two batches of 719."""
+    experiment = config.replace(plants.digits(), {"batch_size": 719})
+    found = {n: f for n, f, _ in check.examine(experiment, only=("order",))}
+    assert (found["order"].verdict, found["order"].measured) == (
+        "pass", "1,438 examples, each once")
+
+
+def test_a_model_may_say_that_a_check_does_not_apply(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = plants.digits()
+    monkeypatch.setattr(type(experiment.task.model), "not_applicable",
+                        {"order": "no reason"}, raising=False)
+    found = {n: f for n, f, _ in check.examine(experiment, only=("order",))}
+    assert (found["order"].verdict, found["order"].look_at) == ("-", "no reason")
+
+
 def test_the_rate_rises_whatever_the_schedule_does_with_it() -> None:
     experiment = plants.digits(MLP(widths=()))  # cosine, after a warm-up
     subject = Subject(experiment, steps=30)

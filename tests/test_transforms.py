@@ -501,3 +501,15 @@ def test_resize_against_jax():
         found = T.Resize(size=size)({"image": image}, None)["image"]
         expected = jax.image.resize(image, (2, size, size, 3), "linear")
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_fixed_draws_the_same_for_an_example_each_time():
+    batch = example_batch()
+    fixed = T.Fixed(transforms=(T.Affine(degrees=40.), T.Flip()))
+    first = fixed(batch, keys_for(batch, 1))["image"]
+    np.testing.assert_array_equal(first, fixed(batch, keys_for(batch, 2))["image"])
+    turned = {name: x[::-1] for name, x in batch.items()}
+    np.testing.assert_allclose(fixed(turned, None)["image"][::-1], first, atol=1e-6)
+    other = T.Fixed(transforms=fixed.transforms, seed=1)(batch, None)["image"]
+    assert np.abs(np.asarray(other - first)).max() > 0.1
+    assert np.abs(np.asarray(first) - batch["image"]).max() > 0.1

@@ -181,7 +181,9 @@ def order(subject: Subject) -> Finding:
                       measured="", expected="a function of seed and position",
                       look_at="index() of the data's source")
     rest = min(size, 1_000_000) - steps * batch
-    whole = np.concatenate([*ids, np.asarray(source.index(0, steps * batch, max(rest, 0)))])
+    if rest > 0:
+        ids.append(np.asarray(source.index(0, steps * batch, rest)))
+    whole = np.concatenate(ids)
     repeated = len(whole) - len(np.unique(whole))
     wrong = f"{repeated:,} of {len(whole):,} examples of an epoch are repetitions" * bool(repeated)
     other = np.asarray(source.index(1, 0, batch))
@@ -195,7 +197,7 @@ def order(subject: Subject) -> Finding:
 
         drawn = np.random.default_rng(0).permutation(stored)
         mixed = np.mean([entropy(drawn[i * batch:(i + 1) * batch]) for i in range(min(steps, 50))])
-        inside = np.mean([entropy(stored[x]) for x in ids[:50]])
+        inside = np.mean([entropy(stored[x]) for x in ids[:min(steps, 50)]])
         if inside < 0.7 * mixed:
             wrong = (f"a batch has labels of entropy {inside:.2f}, mixed ones would have "
                      f"{mixed:.2f}")

@@ -182,6 +182,26 @@ def _box(shape: tuple[int, ...], start: Array, stop: Array) -> Array:
     return (y >= start[0]) & (y < stop[0]) & (x >= start[1]) & (x < stop[1])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """Transforms that draw the same numbers for an example whenever it is seen: a data set of
+    distorted images, to be evaluated on, rather than an augmentation.
+
+    Attributes:
+      transforms: applied in order.
+      seed: other numbers.
+    """
+
+    transforms: tuple[Callable[[Batch, Array], Batch], ...]
+    seed: int = 0
+
+    def __call__(self, batch: Batch, keys: Array) -> Batch:
+        for i, transform in enumerate(self.transforms):
+            own = jax.random.fold_in(jax.random.key(self.seed), i)
+            batch = transform(batch, jax.vmap(jax.random.fold_in, (None, 0))(own, batch["index"]))
+        return batch
+
+
 # Geometry. All of these sample the image bilinearly, and see zeros outside it.
 
 

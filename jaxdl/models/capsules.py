@@ -33,13 +33,11 @@ def route(predicted: Array, iterations: int) -> Array:
     Returns:
       The upper capsules v [B, upper, D].
     """
-    # The agreement only chooses; gradients pass through the last weighted sum alone.
-    constant = jax.lax.stop_gradient(predicted)
     agreement = jnp.zeros(predicted.shape[:3], predicted.dtype)  # b  # [B, lower, upper]
     for _ in range(iterations - 1):
         weights = jax.nn.softmax(agreement, -1)
-        v = squash(jnp.einsum("blu,blud->bud", weights, constant))
-        agreement = agreement + jnp.einsum("blud,bud->blu", constant, v)
+        v = squash(jnp.einsum("blu,blud->bud", weights, predicted))
+        agreement = agreement + jnp.einsum("blud,bud->blu", predicted, v)
     return squash(jnp.einsum("blu,blud->bud", jax.nn.softmax(agreement, -1), predicted))
 
 

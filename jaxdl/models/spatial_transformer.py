@@ -1,6 +1,6 @@
 """Spatial transformer network of Jaderberg et al. (2015), https://arxiv.org/abs/1506.02025."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -45,6 +45,9 @@ class SpatialTransformer(nn.Module):
     localisation: Any = CNN(channels=(16, 32), dense=(), classes=32)
     classifier: Any = CNN(channels=(32, 64), dense=(128,))
     slow: float | None = None
+
+    not_applicable: ClassVar[dict[str, str]] = {
+        "finite_differences": "it starts with the identity, on the kinks of the interpolation"}
 
     def __call__(self, x: Array, train: bool) -> Array:
         return self.classifier(self.turned(x, train), train)  # [B, classes]

@@ -1,8 +1,8 @@
 """Classification by the lengths of capsules, with reconstruction (Sabour et al. 2017)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,17 @@ class CapsuleClassification(LossTask):
     present: Fraction = 0.9
     absent: Fraction = 0.1
     others: NonNegative = 0.5
+
+    not_applicable: ClassVar[Mapping[str, str]] = {
+        "shuffled_labels": "the loss also measures the decoded image, which needs no labels"}
+
+    def initial_loss(self, batch: Batch) -> Array:
+        """Of capsules as long as absent ones may be, and a decoder that draws grey."""
+        margin = jnp.square(jnp.asarray(self.present - self.absent))
+        if self.reconstruction is None or not self.model.decoder:
+            return margin
+        grey = ((0.5 - batch["image"]) ** 2).sum((1, 2, 3)).mean()
+        return margin + self.reconstruction * grey
 
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:
