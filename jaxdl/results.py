@@ -98,13 +98,17 @@ def first_line(text: str) -> str:
 
 
 def measured(group: Sequence[Logged]) -> str:
-    """The metric that ranks the checkpoints, or the first of an evaluation: at the last step."""
-    metric = group[0].ranked()[0] or next(
-        (m for m in group[0].curves if not m.startswith("train/")), None)
-    if metric is None:
-        return "-"
-    values = [float(one.curves[metric][1][-1]) for one in group if metric in one.curves]
-    return f"{metric} {number(metric, values)}" if values else "-"
+    """The metric that ranks the checkpoints, or the first of an evaluation, and the same one of
+    other evaluations: at the last step."""
+    known = [m for m in group[0].curves if not m.startswith("train/")]
+    first = group[0].ranked()[0] or next(iter(known), "")
+    last = first.rpartition("/")[2]
+    found = []
+    for metric in [first, *(m for m in known if m != first and m.rpartition("/")[2] == last)]:
+        values = [float(one.curves[metric][1][-1]) for one in group if metric in one.curves]
+        if values:
+            found.append(f"{metric} {number(metric, values)}")
+    return ", ".join(found) or "-"
 
 
 def number(metric: str, values: Sequence[float]) -> str:
