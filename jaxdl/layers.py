@@ -90,6 +90,12 @@ class StochasticDepth(nn.Module):
         return _dropped(x, self.rate, self.make_rng("dropout"), shape)
 
 
+def rising(rate: Any, place: int, last: int) -> Any:
+    """The rate of the block at a place of 0 ... last: it rises in a line to `rate` at the last one
+    (Huang et al. 2016, section 3, equation 4, counts places from 1). None stays None."""
+    return None if rate is None else rate * place / max(last, 1)
+
+
 def _dropped(x: Array, rate: Any, key: Array, shape: tuple[int, ...]) -> Array:
     """x, zero where a number drawn for each place of `shape` is below the rate."""
     factor = jnp.asarray(1 / (1 - rate), x.dtype)

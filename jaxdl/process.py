@@ -132,7 +132,7 @@ def leaving_at_once() -> Iterator[None]:
         name = signal.Signals(number).name
         while frame is not None:
             if frame.f_code.co_filename.startswith("<frozen importlib"):
-                print(Early(name), file=sys.stderr, flush=True)
+                os.write(2, f"{Early(name)}\n".encode())
                 os._exit(128 + number if number == signal.SIGINT else PREEMPTED)
             frame = frame.f_back
         _early.append(name)

@@ -163,10 +163,11 @@ def swept(folder: Path) -> tuple[str, ...]:
                 columns[2:place], line[2:place], strict=True) if value and name != "seed")
             groups[changes].append(float(line[place]))
     best = min(groups, key=lambda changes: sign * statistics.fmean(groups[changes]), default=())
-    told = f"{number(metric, groups[best])}: {', '.join(best)}" if groups else "-"
+    told = (f"; best {metric} {number(metric, groups[best])}: {', '.join(best) or 'no change'}"
+            if groups else "")
     ended = sum(line[1] in ("done", "pruned", "failed") for line in lines)
     return (f"`{facts['name']}`, sweep", kind, first_line(facts["expected"]),
-            f"{ended} of {len(lines)} trials; best {metric} {told}".replace("|", "\\|"),
+            f"{ended} of {len(lines)} trials{told}".replace("|", "\\|"),
             lasting(sum(float(line[place + 2]) for line in lines)),
             f"`python launch.py sweep --experiment={facts['name']}`")
 

@@ -11,7 +11,7 @@ import pytest
 
 from jaxdl import config
 from jaxdl.errors import UserError
-from jaxdl.layers import ACTIVATIONS, Dropout, activate, he_normal
+from jaxdl.layers import ACTIVATIONS, Dropout, activate, he_normal, rising
 from jaxdl.models.capsules import CapsNet, route, squash
 from jaxdl.models.cnn import CNN
 from jaxdl.models.convnext import ConvNeXt
@@ -447,3 +447,8 @@ def test_an_mlp_may_normalise_after_its_nonlinearity():
         p = variables["params"]["head"]
         np.testing.assert_allclose(head, given @ p["kernel"] + p["bias"], atol=1e-5)
         assert (given.min() < 0) == (least < 0)
+
+
+def test_rates_of_blocks_rise_to_the_last():
+    assert [rising(0.3, i, 3) for i in range(4)] == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert rising(0.3, 0, 0) == 0 and rising(None, 2, 3) is None

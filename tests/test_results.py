@@ -1,6 +1,7 @@
 """The table of what finished runs and sweeps came to."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,11 @@ def test_a_sweep_is_a_row_with_its_best_trial(tmp_path: Path) -> None:
     assert row == ("`tiny`, sweep", "Digits", "A tiny MLP \\| digits: 50 % test accuracy.",
                    "5 of 6 trials; best test/loss 0.22 ± 0.028 (2 seeds): optimizer=Adam",
                    "1 min 10 s", "`python launch.py sweep --experiment=tiny`")
+    unranked = json.loads((folder / "sweep.json").read_text()) | {"metric": None}
+    (folder / "sweep.json").write_text(json.dumps(unranked))
+    text = (folder / "results.csv").read_text()
+    (folder / "results.csv").write_text(re.sub(r"(?m)^(\d,done,\w+,\d),[^,]*", r"\1,", text))
+    assert results.swept(folder)[3] == "5 of 6 trials"
     (folder / "sweep.json").write_text("{}")
     with pytest.raises(UserError, match="a sweep that cannot be read"):
         results.swept(folder)

@@ -9,7 +9,7 @@ import jax
 
 from jaxdl.config import Fraction, Size
 from jaxdl.errors import UserError
-from jaxdl.layers import Conv, StochasticDepth
+from jaxdl.layers import Conv, StochasticDepth, rising
 
 Array = jax.Array
 
@@ -78,9 +78,7 @@ class ConvNeXt(nn.Module):
                 x = Conv(channels, (2, 2), 2, padding="VALID", kernel_init=start,
                          name=f"shrink{i}_conv")(x)
             for j in range(count):
-                skipped = self.stochastic_depth
-                if skipped is not None:
-                    skipped = skipped * number / max(sum(self.blocks) - 1, 1)
+                skipped = rising(self.stochastic_depth, number, sum(self.blocks) - 1)
                 x = ConvNeXtBlock(self.layer_scale, skipped,
                                   name=f"stage{i + 1}_block{j + 1}")(x, train)
                 number += 1

@@ -11,7 +11,7 @@ import jax
 
 from jaxdl.config import Fraction, Size
 from jaxdl.errors import UserError, nearest
-from jaxdl.layers import Conv, Dropout, StochasticDepth, he_normal
+from jaxdl.layers import Conv, Dropout, StochasticDepth, he_normal, rising
 from jaxdl.models.mobilenet import eights
 
 Array = jax.Array
@@ -89,9 +89,7 @@ class EfficientNet(nn.Module):
         number = 0
         for i, (expansion, kernel, stride, channels, _) in enumerate(STAGES):
             for j in range(counts[i]):
-                skipped = self.stochastic_depth
-                if skipped is not None:
-                    skipped = skipped * number / sum(counts)
+                skipped = rising(self.stochastic_depth, number, sum(counts))
                 x = MBConv(eights(channels * wider), stride if j == 0 else 1, expansion, kernel,
                            skipped, momentum, epsilon,
                            name=f"stage{i + 1}_block{j + 1}")(x, train)

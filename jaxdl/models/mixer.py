@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from jaxdl.config import Fraction, Size
-from jaxdl.layers import StochasticDepth
+from jaxdl.layers import StochasticDepth, rising
 from jaxdl.models.vit import patches
 
 Array = jax.Array
@@ -53,9 +53,7 @@ class Mixer(nn.Module):
     def __call__(self, x: Array, train: bool) -> Array:
         x = patches(self, x, nn.initializers.lecun_normal())  # [B, T, C]
         for i in range(self.layers):
-            skipped = self.stochastic_depth
-            if skipped is not None:
-                skipped = skipped * i / max(self.layers - 1, 1)
+            skipped = rising(self.stochastic_depth, i, self.layers - 1)
             x = MixerBlock(self.tokens, skipped, name=f"block{i + 1}")(x, train)
         x = nn.LayerNorm(epsilon=1e-6, name="norm")(x)
         return nn.Dense(self.classes, kernel_init=nn.initializers.zeros, name="head")(x.mean(1))

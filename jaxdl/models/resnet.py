@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxdl.config import Fraction, Size
 from jaxdl.errors import UserError
-from jaxdl.layers import Conv, StochasticDepth, batch_norm, he_normal
+from jaxdl.layers import Conv, StochasticDepth, batch_norm, he_normal, rising
 
 Array = jax.Array
 
@@ -115,9 +115,7 @@ class ResNet(nn.Module):
         for i, count in enumerate(blocks):
             for j in range(count):
                 number += 1
-                skipped = self.stochastic_depth
-                if skipped is not None:
-                    skipped = skipped * number / sum(blocks)
+                skipped = rising(self.stochastic_depth, number, sum(blocks))
                 width = channels * 2 ** i
                 x = Block(channels=width, stride=2 if i > 0 and j == 0 else 1,
                           inner=width * self.group_width // 64 * self.groups, groups=self.groups,

@@ -10,7 +10,7 @@ import jax
 
 from jaxdl.config import Fraction, Size
 from jaxdl.errors import UserError
-from jaxdl.layers import Conv, StochasticDepth, batch_norm, he_normal
+from jaxdl.layers import Conv, StochasticDepth, batch_norm, he_normal, rising
 
 Array = jax.Array
 
@@ -83,9 +83,7 @@ class ResNetV2(nn.Module):
         for i, count in enumerate(blocks):
             for j in range(count):
                 number += 1
-                skipped = self.stochastic_depth
-                if skipped is not None:
-                    skipped = skipped * number / sum(blocks)
+                skipped = rising(self.stochastic_depth, number, sum(blocks))
                 x = BlockV2(channels=channels * 2 ** i, stride=2 if i > 0 and j == 0 else 1,
                             bottleneck=bottleneck, stochastic_depth=skipped,
                             name=f"stage{i + 1}_block{j + 1}")(x, train)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxdl.config import Fraction, Size
 from jaxdl.errors import UserError
-from jaxdl.layers import Conv, Dropout, StochasticDepth
+from jaxdl.layers import Conv, Dropout, StochasticDepth, rising
 
 Array = jax.Array
 
@@ -91,9 +91,7 @@ class VisionTransformer(nn.Module):
                                (1, x.shape[1], self.width))
         x = Dropout(self.dropout)(x + positions.astype(x.dtype), train)
         for i in range(self.layers):
-            skipped = self.stochastic_depth
-            if skipped is not None:
-                skipped = skipped * i / max(self.layers - 1, 1)
+            skipped = rising(self.stochastic_depth, i, self.layers - 1)
             x = EncoderBlock(self.heads, self.dropout, skipped, name=f"block{i + 1}")(x, train)
         x = nn.LayerNorm(epsilon=1e-6, name="norm")(x)
         x = x[:, 0] if self.pool == "token" else x.mean(1)  # [B, D]

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdl.config import NonNegative
+from jaxdl.config import NonNegative, Size
 from jaxdl.errors import UserError, nearest
 from jaxdl.task import Aux, Batch, Mean
 from jaxdl.tasks.wrapped import Wrapped
@@ -26,14 +26,14 @@ class DeepSupervision(Wrapped):
     `cross_entropy(logits, batch, train)`, as Classification has.
 
     Attributes:
-      layers: module paths, such as "conv1" or "stage2_block3"; check.html and reports name them.
+      layers: module paths, such as "conv1" or "stage2_block3": those of the parameters.
       weight: of each companion's loss; 0.3 in GoogLeNet (Szegedy et al. 2015, section 5).
       classes: of the companions.
     """
 
     layers: tuple[str, ...]
     weight: NonNegative = 0.3
-    classes: int = 10
+    classes: Size = 10
 
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:
