@@ -212,7 +212,7 @@ class CheckOptions:
       fast: leaves out the checks that train.
       only: names of checks; all if left out.
       train_steps: of the runs that checks train, at most; None: some seconds of them.
-      examples: in a batch, at most.
+      examples: in a batch, at most; None: 32, or fewer where their step takes seconds.
       strict_data: refuses the stand-in where the declared data is missing.
       workdir: where to write check.html. None: runs/NAME.
     """
@@ -220,7 +220,7 @@ class CheckOptions:
     fast: bool = False
     only: tuple[str, ...] = ()
     train_steps: config.Size | None = None
-    examples: config.Size = 32
+    examples: config.Size | None = None
     strict_data: bool = False
     workdir: str | None = None
 

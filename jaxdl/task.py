@@ -189,11 +189,16 @@ class LossTask:
             output, mutable = model.apply(cast, *_cast(inputs, dtype), train=False), {}
         return _cast(output, exact), dict(mutable)
 
+    def freezes(self) -> tuple[str, ...]:
+        """Regexes of what is not trained: `freeze`, and what the method itself keeps (a teacher,
+        the weights under an adapter), which a task made of other tasks adds."""
+        return self.freeze
+
     def init(self, key: Array, batch: Batch, tx: optax.GradientTransformation) -> TrainState:
         variables: dict[str, Any] = {}
         self.loss(variables, batch, jax.random.fold_in(key, 0), train=False)
         params = variables.pop("params")
-        trained, frozen = partition(params, self.freeze)
+        trained, frozen = partition(params, self.freezes())
         return TrainState(
             step=jnp.int32(0), seen=jnp.uint32(0), key=jax.random.fold_in(key, 1),
             params=trained, frozen=frozen, mutable=variables, opt_state=tx.init(trained),

@@ -128,6 +128,10 @@ def test_long_steps_are_fewer() -> None:
     assert Subject(experiment).experiment.steps == 300
     assert Subject(wide, batch_size=32).experiment.steps == 300
     assert Subject(wide, batch_size=64).experiment.steps == 100
+    wider = config.replace(experiment, {"task.model.widths": (8_192, 8_192)})
+    sizes = [Subject(x).experiment.batch_size for x in (wide, wider)]
+    assert sizes == [32, 32 * 10 // 13]  # 67.7 million weights: 1.3e10 operations for 32 examples
+    assert Subject(wider, batch_size=32).experiment.batch_size == 32
     broken = config.replace(experiment, {"task": Broken(model=experiment.task.model)})
     found = {n: f for n, f, _ in check.examine(broken, only=("order", "gradients"))}
     assert found["order"].verdict == "pass"

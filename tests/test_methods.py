@@ -15,11 +15,12 @@ from jaxdl.data.transforms import Flip
 from jaxdl.errors import UserError
 from jaxdl.models.cnn import CNN
 from jaxdl.models.mlp import MLP
-from jaxdl.task import named
+from jaxdl.task import Mean, named
 from jaxdl.tasks.averaging import SWA
 from jaxdl.tasks.classification import Classification, TestTimeAugmentation
 from jaxdl.tasks.deep_supervision import DeepSupervision
 from jaxdl.tasks.sharpness import SAM
+from jaxdl.tasks.wrapped import observed, with_gradient
 
 INNER = Classification(model=MLP(widths=(5,), classes=3))
 BATCH = {"image": jax.random.normal(jax.random.key(0), (4, 6, 6, 1)),
@@ -102,6 +103,37 @@ def test_deep_supervision_adds_the_loss_of_its_companions() -> None:
     wrong = dataclasses.replace(task, layers=("conv3",))
     with pytest.raises(UserError, match=r"the model has no 'conv3'. Did you mean 'conv"):
         trained(wrong, 0)
+
+
+def test_the_output_of_the_model_inside_is_seen_and_of_no_other() -> None:
+    companions = DeepSupervision(task=INNER, layers=("dense1",), classes=5)
+    variables: dict[str, Any] = {}
+    key = jax.random.key(3)
+    for task in (INNER, SAM(task=INNER), companions):
+        variables = {}
+        task.loss(variables, BATCH, key, train=False)
+        mean, _, outputs = observed(task, variables, BATCH, key, train=True, layers=("dense1",))
+        params = {k: x for k, x in variables["params"].items() if k != "companions"}
+        own = INNER.model.apply({"params": params}, BATCH["image"], train=True)
+        assert outputs.keys() == {"", "dense1"} and outputs["dense1"].shape == (4, 5)
+        if not isinstance(task, SAM):
+            chex.assert_trees_all_close(outputs[""], own, rtol=1e-6)
+        chex.assert_trees_all_equal(mean, task.loss(variables, BATCH, key, train=True)[0])
+    with pytest.raises(UserError, match=r"layers: the model has no 'dens1'. Did you mean 'dense1'"):
+        observed(INNER, variables, BATCH, key, train=True, layers=("dens1",))
+
+
+def test_a_gradient_can_be_given() -> None:
+    params = {"w": jnp.array([1., -2.]), "b": jnp.bfloat16(3.)}
+    gradient = {"w": jnp.array([.5, .25]), "b": jnp.bfloat16(-1.)}
+
+    def of(params: Any) -> Any:
+        mean = with_gradient(Mean(7 * params["w"].sum(), jnp.float32(4.)), params, gradient)
+        return mean.total / mean.count
+
+    value, found = jax.value_and_grad(of)(params)
+    assert value == -7 / 4
+    chex.assert_trees_all_equal(found, gradient)
 
 
 @pytest.mark.parametrize("wrap", [

@@ -38,6 +38,7 @@ from jaxdl.train import SHORT, Carry, Program, splits
 Array = jax.Array
 Verdict = Literal["pass", "warn", "FAIL", "-"]
 TRAIN, TEST = 4_096, 512  # examples that are read, where they are not in memory anyway
+EXAMPLES, LEAST, LONG = 32, 4, 1e10  # of a batch; operations of a step that a check can afford
 NO_LOSS = "the task has no loss() of its own"
 OFF = ("dropout", "smoothing", "drop_path")  # of the floats that regularise: zero turns them off
 
@@ -77,7 +78,7 @@ class Subject:
     Args:
       experiment: with data that is here.
       steps: of a training run of a check, at most; None: some seconds of them.
-      batch_size: of a check, at most.
+      batch_size: of a check, at most; None: 32, or fewer where their step takes seconds.
 
     Attributes:
       declared: the experiment as it was.
@@ -86,16 +87,19 @@ class Subject:
     """
 
     def __init__(self, experiment: Experiment, *, steps: int | None = None,
-                 batch_size: int = 32) -> None:
+                 batch_size: int | None = None) -> None:
         self.declared = self.experiment = experiment
         self.devices = parallel.arrange(Mesh(data=1), devices=jax.devices()[:1])
         self.opened = splits(experiment)
         # By the identity of a source, size and key; with the source, which so stays what it was.
         self._batches: dict[tuple[int, int, int], tuple[Source, dict[str, Array]]] = {}
         self.curves: dict[str, tuple[str, Sequence[float], Mapping[str, Sequence[float]]]] = {}
-        batch = min(experiment.batch_size, batch_size)
+        batch = min(experiment.batch_size, batch_size or EXAMPLES)
+        operations = self.operations(batch)
         if steps is None:
-            steps = 300 if self.operations(batch) < SHORT else 100
+            steps = 300 if operations < SHORT else 100
+        if batch_size is None and operations > LONG:
+            batch = max(min(batch, LEAST), int(batch * LONG / operations))
         steps = min(experiment.steps, steps)
         # A schedule is in fractions of the steps: this is the same recipe, shorter.
         self.experiment = dataclasses.replace(

@@ -70,8 +70,9 @@ def overfits(subject: Subject) -> Finding:
     times as much are tried."""
     if not subject.has_loss:
         return skipped(NO_LOSS)
-    index = np.linspace(0, subject.plain.size - 1, min(16, subject.plain.size)).astype(np.int32)
-    index = np.resize(index, subject.experiment.batch_size)
+    batch = subject.experiment.batch_size
+    few = min(16, batch, subject.plain.size)
+    index = np.resize(np.linspace(0, subject.plain.size - 1, few).astype(np.int32), batch)
     best, rate, curves = math.inf, 1., {}
     first = math.nan
     for factor in (1., 0.1, 10.) if subject.rates else (1.,):

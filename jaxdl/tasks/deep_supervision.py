@@ -5,12 +5,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from jaxdl.config import NonNegative, Size
-from jaxdl.errors import UserError, nearest
 from jaxdl.task import Aux, Batch, Mean
-from jaxdl.tasks.wrapped import Wrapped
+from jaxdl.tasks.wrapped import Wrapped, aside, observed
 
 Array = jax.Array
 
@@ -37,29 +35,14 @@ class DeepSupervision(Wrapped):
 
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:
-        inner, outputs, known = self.inside(), {}, []
-        fresh = not variables
-
-        def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            output = call(*args, **kwargs)
-            if context.method_name == "__call__" and hasattr(output, "shape"):
-                known.append(path := "/".join(context.module.path))
-                if path in self.layers:
-                    outputs[path] = output
-            return output
-
+        inner, fresh = self.inside(), not variables
         params = variables.get("params", {})
         given = dict(variables) if fresh else {
             **variables, "params": {k: p for k, p in params.items() if k != COMPANIONS}}
-        with nn.intercept_methods(watch):
-            mean, aux = inner.loss(given, batch, key, train=train)
-        for layer in self.layers:
-            if layer not in outputs:
-                raise UserError(f"DeepSupervision: layers: the model has no {layer!r}."
-                                f"{nearest(layer, known)}")
+        mean, aux, outputs = observed(inner, given, batch, key, train=train, layers=self.layers)
         companion = nn.Dense(self.classes)
         features = {layer: x.mean((1, 2)) if x.ndim == 4 else x.reshape(len(x), -1)
-                    for layer, x in outputs.items()}
+                    for layer, x in ((layer, outputs[layer]) for layer in self.layers)}
         if fresh:
             variables.update(given)
             variables["params"] = {**variables["params"], COMPANIONS: {
@@ -71,7 +54,8 @@ class DeepSupervision(Wrapped):
         total, found = mean.total, dict(aux.metrics)
         for layer, x in features.items():
             own = params[COMPANIONS][layer.replace("/", ".")]
-            logits = companion.apply({"params": own}, x.astype(jnp.float32))
+            with aside():
+                logits = companion.apply({"params": own}, x)
             losses = Mean.of(inner.cross_entropy(logits, batch, train), batch["mask"])
             total = total + self.weight * losses.total
             found[f"{layer}_loss"] = losses

@@ -31,7 +31,7 @@ class SAM(Wrapped):
         inner = self.inside()
         if not train or not variables:
             return inner.loss(variables, batch, key, train=train)
-        trained, frozen = partition(variables["params"], self.freeze)
+        trained, frozen = partition(variables["params"], self.freezes())
 
         def at(params: Any) -> tuple[Mean, Aux]:
             return inner.loss({**variables, "params": merge(params, frozen)}, batch, key,

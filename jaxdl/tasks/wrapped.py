@@ -1,13 +1,17 @@
 """A task made from another task: methods of training compose as functions do."""
 
+import contextlib
+import contextvars
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from jaxdl.errors import UserError
+from jaxdl.errors import UserError, nearest
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 
 Array = jax.Array
@@ -43,6 +47,9 @@ class Wrapped(LossTask):
             inner.__dict__[option] = getattr(self, option)
         return inner
 
+    def freezes(self) -> tuple[str, ...]:
+        return (*self.freeze, *self.task.freezes())
+
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:
         return self.inside().loss(variables, batch, key, train=train)
@@ -55,3 +62,58 @@ class Wrapped(LossTask):
         if name.startswith("_") or "task" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__} has no {name!r}.")
         return getattr(self.inside(), name)
+
+
+# What a method needs beside the loss of the task inside.
+
+_aside: contextvars.ContextVar[bool] = contextvars.ContextVar("aside", default=False)
+
+
+@contextlib.contextmanager
+def aside() -> Iterator[None]:
+    """In it, models run unseen by `observed`: those of a teacher."""
+    token = _aside.set(True)
+    try:
+        yield
+    finally:
+        _aside.reset(token)
+
+
+def observed(task: LossTask, variables: dict[str, Any], batch: Batch, key: Array, *, train: bool,
+             layers: Sequence[str] = ()) -> tuple[Mean, Aux, dict[str, Array]]:
+    """(mean, aux, outputs) of a task's loss: outputs[""] is what its model returned, in float32,
+    and outputs[path] what the module at each path of `layers` did.
+
+    The model runs once for both. (Should the task run it several times, as SAM does, the last one
+    counts.)
+    """
+    outputs: dict[str, Array] = {}
+    known: list[str] = []
+
+    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        output = call(*args, **kwargs)
+        if context.method_name == "__call__" and not _aside.get() and hasattr(output, "shape"):
+            known.append(path := "/".join(context.module.path))
+            if path in ("", *layers):
+                outputs[path] = output.astype(jnp.promote_types(output.dtype, jnp.float32))
+        return output
+
+    with nn.intercept_methods(watch):
+        mean, aux = task.loss(variables, batch, key, train=train)
+    for layer in layers:
+        if layer not in outputs:
+            raise UserError(f"layers: the model has no {layer!r}.{nearest(layer, known)}")
+    return mean, aux, outputs
+
+
+def with_gradient(mean: Mean, params: Any, gradient: Any) -> Mean:
+    """The same mean to the last bit, but total / count has this gradient with respect to params.
+
+    For methods that say what the gradient is, and not of what: it is added as <gradient, params -
+    params>, whose value is zero.
+    """
+    still = jax.lax.stop_gradient
+    terms = jax.tree.map(lambda p, g: jnp.sum(still(g) * (p - still(p)).astype(g.dtype)), params,
+                         gradient)
+    return Mean(still(mean.total) + still(mean.count) * sum(jax.tree.leaves(terms)),
+                still(mean.count))
