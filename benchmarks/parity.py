@@ -53,6 +53,8 @@ MODELS: dict[str, tuple[str, int, Any]] = {  # name there: (library, side of the
     "mobilenet_v2": ("torchvision", 224, MobileNetV2(classes=1000)),
     "efficientnet_b0": ("torchvision", 224, EfficientNet(variant="B0", classes=1000)),
     "efficientnet_b5": ("torchvision", 224, EfficientNet(variant="B5", classes=1000)),
+    "tf_efficientnet_lite0": ("timm", 224, EfficientNet(variant="Lite0", classes=1000)),
+    "tf_efficientnet_lite4": ("timm", 224, EfficientNet(variant="Lite4", classes=1000)),
     "convnext_tiny": ("torchvision", 224, ConvNeXt(classes=1000)),
     "vit_b_16": ("torchvision", 224, VisionTransformer(classes=1000)),
     "vit_small_patch16_224": ("timm", 224, VisionTransformer(width=384, heads=6, classes=1000)),

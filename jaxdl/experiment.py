@@ -31,8 +31,8 @@ class InitFrom:
     """Parameters to start from, out of another run's checkpoint or a file of published weights.
 
     Attributes:
-      path: a run directory, or a safetensors file with the names of a library that the model knows;
-        None starts afresh.
+      path: a run directory, or a safetensors or .pth file with the names of a library that the
+        model knows; None starts afresh.
       step: which of its checkpoints: "best", "last" or a step number.
       rename: (regex, replacement) pairs, applied in order to each stored path such as
         "params/Dense_0/kernel"; a path renamed to "" is dropped.

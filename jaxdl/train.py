@@ -226,10 +226,12 @@ class Program:
         shapes = jax.eval_shape(init, one)
         state = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
                              shapes, self.devices.shardings(shapes))
-        # Drawn once: to optimise the code that draws takes many times as long as to run it.
+        # Drawn once: to optimise the code that draws takes many times as long as to run it. Trial
+        # by trial: on CPU, matrix decompositions of batches may wait for each other for ever.
         cheap = {"xla_backend_optimization_level": 1} if jax.default_backend() == "cpu" else None
-        self._draw = jax.jit(jax.vmap(init) if each else init, compiler_options=cheap,
-                             out_shardings=jax.tree.map(lambda x: x.sharding, self._stacked(state)))
+        draw = functools.partial(jax.lax.map, init) if each else init
+        self._draw = jax.jit(draw, compiler_options=cheap, out_shardings=jax.tree.map(
+            lambda x: x.sharding, self._stacked(state)))
         self._drawn = self._thread.submit(self._draw, self.knobs) if fresh else None
         self.notes: set[str] = set()
         with tracing(runs=self.experiment.steps, notes=self.notes):
@@ -269,15 +271,13 @@ class Program:
     def _bind(self, knobs: Any) -> tuple[Any, Any, Any, Source, jax.Array]:
         floats, seed = knobs
         tree = config.replace(self._tree, dict(zip(self._paths, floats, strict=False)))
-        experiment = dataclasses.replace(self.experiment, task=tree["task"],
-                                         optimizer=tree["optimizer"])
         source = self.source
         if hasattr(source, "transforms"):
             source = dataclasses.replace(source, transforms=tree["transforms"])  # type: ignore
-        tx = experiment.transformations()
-        if experiment.parallel == "pmap":
+        tx = dataclasses.replace(self.experiment, optimizer=tree["optimizer"]).transformations()
+        if self.experiment.parallel == "pmap":
             tx = parallel.averaging(tx)
-        return experiment.task, tx, experiment.optimizer, source, jax.random.key(seed)
+        return tree["task"], tx, tree["optimizer"], source, jax.random.key(seed)
 
     def _init(self, knobs: Any) -> Any:
         task, tx, _, source, key = self._bind(knobs)

@@ -1,9 +1,10 @@
-"""Published weights: safetensors files with the names of torchvision and timm, in and out.
+"""Published weights: files with the names of torchvision and timm, in and out.
 
 A model that has published weights says in `published` how each library names its variables: a
 function of the dotted name that the variable has here ("stage1_block2.conv1.weight"). The rest is
 the same for all: PyTorch keeps kernels as [out, in, height, width] and [out, in], Linen as [height,
-width, in, out] and [in, out]. Reading runs no code; pickled files (.pth, .bin) are refused.
+width, in, out] and [in, out]. Files are safetensors; PyTorch's own (.pth, .pt, .bin) are read too.
+Neither runs code.
 """
 
 import os
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from jaxdl.errors import UserError, nearest
+
+PICKLED = ".pth", ".pt", ".bin", ".ckpt"
 
 Rename = Callable[[str], str]
 
@@ -75,16 +78,34 @@ def of_model(model: Any, library: str | None = None) -> dict[str, Rename]:
 
 
 def shapes(path: Path) -> dict[str, list[int]]:
-    """{name: shape} of a safetensors file, from its header alone."""
-    with _opened(path) as file:
-        found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    """{name: shape} of a file; of a safetensors file from its header alone."""
+    if path.suffix in PICKLED:
+        found = {name: list(x.shape) for name, x in _unpickled(path).items()}
+    else:
+        with _opened(path) as file:
+            found = {name: list(file.get_slice(name).get_shape())
+                     for name in file.keys()}  # noqa: SIM118
     return {name: shape for name, shape in found.items() if not name.endswith(COUNTERS)}
 
 
 def read(path: Path, chosen: Sequence[str]) -> dict[str, np.ndarray]:
-    """Some arrays of a safetensors file."""
+    """Some arrays of a file."""
+    if path.suffix in PICKLED:
+        found = _unpickled(path)
+        return {name: found[name] for name in chosen}
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in chosen}
+
+
+def _unpickled(path: Path) -> dict[str, np.ndarray]:
+    from jaxdl import pth
+
+    try:
+        return pth.read(path)
+    except pth.Refused as error:
+        raise UserError(f"{path}: not the weights of a network ({error}).") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
 def stored(path: Path, model: Any,
@@ -93,7 +114,7 @@ def stored(path: Path, model: Any,
     library that it has most of. What a model does not have keeps its name in the file.
 
     Args:
-      path: a safetensors file.
+      path: of the file.
       model: that has `published`.
       wanted: {path: shape} of its variables.
     """
@@ -133,10 +154,6 @@ def explain(path: Path, found: Mapping[str, tuple[str, list[int]]], places: Mapp
 def _opened(path: Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
-    if path.suffix in (".pth", ".pt", ".bin", ".ckpt", ".pkl"):
-        raise UserError(f"{path}: a pickled file, which can run code when it is read; save it as "
-                        "safetensors: safetensors.torch.save_file(torch.load(FILE, "
-                        "weights_only=True), NEW).")
     try:
         return safe_open(path, framework="numpy")
     except (SafetensorError, OSError) as error:

