@@ -226,7 +226,8 @@ def _interpreted(stream: IO[bytes], storages: dict[str, Storage] | None = None) 
             stack[-1].extend(more)
         elif name == "BUILD":
             stack.pop()  # Attributes of an OrderedDict (the versions of the layers).
-            if not isinstance(stack[-1], dict):
+            top: Any = stack[-1]
+            if not isinstance(top, dict):
                 raise Refused("it sets attributes of what is not a state dict")
         elif name == "STOP":
             return stack.pop()

@@ -8,7 +8,7 @@ import jax
 
 from jaxdl.config import NonNegative, Size
 from jaxdl.task import Aux, Batch, Mean
-from jaxdl.tasks.wrapped import Wrapped, aside, observed
+from jaxdl.tasks.wrapped import Wrapped, aside, observed, without
 
 Array = jax.Array
 
@@ -33,12 +33,14 @@ class DeepSupervision(Wrapped):
     weight: NonNegative = 0.3
     classes: Size = 10
 
+    def inward(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return without(variables, COMPANIONS)
+
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:
         inner, fresh = self.inside(), not variables
         params = variables.get("params", {})
-        given = dict(variables) if fresh else {
-            **variables, "params": {k: p for k, p in params.items() if k != COMPANIONS}}
+        given = {} if fresh else self.inward(variables)
         mean, aux, outputs = observed(inner, given, batch, key, train=train, layers=self.layers)
         companion = nn.Dense(self.classes)
         features = {layer: x.mean((1, 2)) if x.ndim == 4 else x.reshape(len(x), -1)

@@ -40,19 +40,31 @@ class Wrapped(LossTask):
                                 f"{type(self.task).__name__} inside.")
 
     def inside(self) -> Any:
-        """The task inside, with the type that this one computes in."""
+        """The task inside, with the type that this one computes in, and with `inward` of this one's
+        variables for its own."""
         inner = object.__new__(type(self.task))  # Its own checks have passed, and would refuse it.
         inner.__dict__.update(self.task.__dict__)
         for option in OPTIONS:
             inner.__dict__[option] = getattr(self, option)
+        inner.__dict__["variables"] = lambda state: self.inward(self.variables(state))
         return inner
+
+    def inward(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """The variables of the task inside, made from those of this one."""
+        return variables
+
+    def innermost(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """Those of the task that is made from no other: of the network itself."""
+        found = self.inward(variables)
+        return self.task.innermost(found) if isinstance(self.task, Wrapped) else found
 
     def freezes(self) -> tuple[str, ...]:
         return (*self.freeze, *self.task.freezes())
 
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:
-        return self.inside().loss(variables, batch, key, train=train)
+        given = self.inward(variables) if variables else variables
+        return self.inside().loss(given, batch, key, train=train)
 
     def evaluate(self, state: TrainState, batch: Batch) -> Mapping[str, Mean]:
         return self.inside().evaluate(state, batch)
@@ -104,6 +116,12 @@ def observed(task: LossTask, variables: dict[str, Any], batch: Batch, key: Array
         if layer not in outputs:
             raise UserError(f"layers: the model has no {layer!r}.{nearest(layer, known)}")
     return mean, aux, outputs
+
+
+def without(variables: dict[str, Any], name: str) -> dict[str, Any]:
+    """The variables without what a method keeps under this name, in each collection."""
+    return {collection: {k: x for k, x in tree.items() if k != name}
+            for collection, tree in variables.items()}
 
 
 def with_gradient(mean: Mean, params: Any, gradient: Any) -> Mean:

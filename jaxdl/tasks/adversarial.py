@@ -1,0 +1,198 @@
+"""Attacks on images, training against them, and accuracy under them.
+
+Goodfellow et al. (2015), https://arxiv.org/abs/1412.6572 (FGSM); Madry et al. (2018),
+https://arxiv.org/abs/1706.06083 (PGD); Zhang et al. (2019), https://arxiv.org/abs/1901.08573
+(TRADES). An attack works on images as the network sees them; with data of mean 0 and std 1 these
+are pixels in [0, 1].
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxdl.config import NonNegative, Size
+from jaxdl.evaluate import Evaluate
+from jaxdl.task import Aux, Batch, Mean, TrainState
+from jaxdl.tasks.wrapped import Wrapped, observed
+
+Array = jax.Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """Projected gradient ascent: x <- the nearest point to x + step * g in the ball of `radius`
+    around the image and within [low, high] (Madry et al. 2018, section 2.1).
+
+    g is the sign of the gradient under "linf", the gradient over its norm under "l2". One step of
+    the size of the radius, not begun at random, is FGSM.
+
+    Attributes:
+      norm: of the ball.
+      radius: of the ball: 8 / 255 and 0.3 are usual under "linf" for CIFAR and MNIST.
+      step: size of a step.
+      steps: how many.
+      random: whether to begin at a random point of the ball instead of at the image.
+      low: the least value of a pixel.
+      high: the largest one.
+    """
+
+    norm: Literal["linf", "l2"] = "linf"
+    radius: NonNegative = 8 / 255
+    step: NonNegative = 2 / 255
+    steps: Size = 10
+    random: bool = True
+    low: float = 0.0
+    high: float = 1.0
+
+    def __call__(self, loss: Callable[[Array], Array], x: Array, keys: Array) -> Array:
+        """Images near x [B, ...] for which `loss`, a sum over the examples, is high.
+
+        Args:
+          loss: of images [B, ...].
+          x: the images.
+          keys: one for each image [B].
+        """
+        start = x
+        if self.random:
+            start = jnp.clip(x + jax.vmap(self._drawn)(x, keys), self.low, self.high)
+
+        def ascend(_: Any, x_adv: Array) -> Array:
+            g = jax.grad(loss)(x_adv)
+            direction = jnp.sign(g) if self.norm == "linf" else g / _norms(g)
+            moved = x + self._projected(x_adv + self.step * direction - x)
+            return jnp.clip(moved, self.low, self.high)
+
+        # On CPU, gradients of convolutions in a loop are many times slower: a few are unrolled.
+        found = start
+        if jax.default_backend() == "cpu" and self.steps <= 10:
+            for i in range(self.steps):
+                found = ascend(i, found)
+        else:
+            found = jax.lax.fori_loop(0, self.steps, ascend, start)
+        return jax.lax.stop_gradient(found)
+
+    def _drawn(self, x: Array, key: Array) -> Array:
+        """A point of the ball around zero, of one image."""
+        if self.norm == "linf":
+            return jax.random.uniform(key, x.shape, x.dtype, -1, 1) * self.radius
+        toward, far = jax.random.split(key)
+        direction = jax.random.normal(toward, x.shape, x.dtype)
+        length = self.radius * jax.random.uniform(far, (), x.dtype) ** (1 / x.size)
+        return direction / jnp.linalg.norm(direction.ravel()) * length
+
+    def _projected(self, d: Array) -> Array:
+        if self.norm == "linf":
+            return jnp.clip(d, -self.radius, self.radius)
+        return d * jnp.minimum(1, self.radius / _norms(d))
+
+
+def _norms(x: Array) -> Array:
+    """Euclidean norms of the examples: [B, 1, ...]."""
+    squares = (x ** 2).sum(tuple(range(1, x.ndim)), keepdims=True)
+    return jnp.sqrt(jnp.maximum(squares, 1e-24))
+
+
+def kl(p: Array, q: Array) -> Array:
+    """KL(softmax(p) || softmax(q)) of logits [B, K]: [B]."""
+    return (jax.nn.softmax(p) * (jax.nn.log_softmax(p) - jax.nn.log_softmax(q))).sum(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialTraining(Wrapped):
+    """The loss inside, of attacked images instead of the images (Madry et al. 2018, equation 2.1).
+
+    The attack sees the network as in evaluation (dropout off, norms with running statistics).
+
+    Attributes:
+      attack: on the loss inside.
+    """
+
+    attack: Attack = Attack()
+
+    def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
+             train: bool) -> tuple[Mean, Aux]:
+        inner = self.inside()
+        if train:
+            batch = {**batch, "image": attacked(inner, self.attack, variables, batch, key)}
+        return inner.loss(variables, batch, key, train=train)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRADES(Wrapped):
+    """The loss inside + beta * KL(f(x) || f(x')), x' near x with the largest such KL (equation 5).
+
+    Attributes:
+      attack: on the divergence.
+      beta: 1 / lambda of the paper, which uses 1 and 6.
+    """
+
+    attack: Attack = Attack()
+    beta: NonNegative = 6.0
+
+    not_applicable: ClassVar[Mapping[str, str]] = {
+        "initial_loss": "a divergence is added to the task's loss"}
+
+    def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
+             train: bool) -> tuple[Mean, Aux]:
+        inner = self.inside()
+        if not train or not variables:
+            return inner.loss(variables, batch, key, train=train)
+        kept = batch["mask"] > 0
+
+        def logits(image: Array, train: bool) -> Array:
+            return observed(inner, variables, {**batch, "image": image}, key, train=train)[2][""]
+
+        image = _kept(batch)
+        still = jax.lax.stop_gradient(logits(image, False))
+        # At the image itself the divergence is least, and its gradient zero: the attack must not
+        # begin there (the paper's algorithm 1 adds noise of 0.001).
+        noise = 1e-3 * jax.random.normal(jax.random.fold_in(key, 1), image.shape)
+        found = self.attack(lambda x: jnp.where(kept, kl(still, logits(x, False)), 0).sum(),
+                            image + noise, _each(jax.random.fold_in(key, 2), batch))
+        mean, aux, outputs = observed(inner, variables, batch, key, train=True)
+        apart = Mean.of(kl(outputs[""], logits(found, True)), batch["mask"])
+        return (Mean(mean.total + self.beta * apart.total, mean.count),
+                replace(aux, metrics={**aux.metrics, "divergence": apart}))
+
+
+def _kept(batch: Batch) -> Array:
+    """The images, zeros for those that are masked."""
+    image = batch["image"]
+    kept = (batch["mask"] > 0).reshape(-1, *[1] * (image.ndim - 1))
+    return jnp.where(kept, image, jnp.zeros((), image.dtype))
+
+
+def attacked(task: Any, attack: Attack, variables: dict[str, Any], batch: Batch,
+             key: Array) -> Array:
+    """Images near those of the batch for which the task's loss is high."""
+    if not variables:  # The shapes are what matters.
+        return batch["image"]
+    fixed = jax.lax.stop_gradient(variables)
+
+    def total(image: Array) -> Array:
+        return task.loss(fixed, {**batch, "image": image}, key, train=False)[0].total
+
+    return attack(total, _kept(batch), _each(jax.random.fold_in(key, 1), batch))
+
+
+def _each(key: Array, batch: Batch) -> Array:
+    """A key for each example, wherever it lies in the batch."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustAccuracy(Evaluate):
+    """The task's metrics on attacked images: of "accuracy" that under the attack.
+
+    Attributes:
+      attack: on the task's loss; the same for each evaluation.
+    """
+
+    attack: Attack = Attack(steps=20)
+
+    def measure(self, task: Any, state: TrainState, batch: Batch) -> Any:
+        image = attacked(task, self.attack, task.variables(state), batch, jax.random.key(0))
+        return task.evaluate(state, {**batch, "image": image})
