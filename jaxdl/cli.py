@@ -117,6 +117,8 @@ class ExportOptions:
       batch: how many examples the file takes at once; None: any number.
       names: the library by whose names safetensors go, such as torchvision; None: the first one
         that publishes weights of the model, else the names here.
+      only: regex of the parameters that safetensors hold, such as "lora/.*", under their paths
+        here: a file for init_from.more. None: the network, for init_from.path.
     """
 
     format: Literal["stablehlo", "onnx", "safetensors"] | None = None
@@ -125,6 +127,7 @@ class ExportOptions:
     output: str | None = None
     batch: config.Size | None = None
     names: str | None = None
+    only: config.Regex | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,9 @@ class Evaluator(Protocol):
     def __call__(self, task: Task, state: Any, context: Context) -> Mapping[str, float]: ...
 
 
+AHEAD = 8  # batches of an evaluation on their way to the device
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
     """The task's metrics over one split of the experiment's own data.
@@ -108,11 +111,10 @@ def total(measure: Callable[[Task, Any, Any], Any], task: Task, state: Any, cont
                         context.poll):
         context.poll()
         results.append(run(state, context.knobs, arrays, devices.place(inputs, batch_size)))
-    sums: Any = None
-    for result in jax.device_get(results):
-        result = jax.tree.map(lambda x: np.asarray(x, np.float64), result)
-        sums = result if sums is None else jax.tree.map(np.add, sums, result)
-    return sums
+        # Each batch on its way holds its inputs. And of many programs that sum over virtual CPU
+        # devices at once, each may have the threads that another one waits for.
+        jax.block_until_ready(results[:-AHEAD][-1:])
+    return jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), 0), *jax.device_get(results))
 
 
 def assemble(source: Source, arrays: Any, inputs: Inputs, key: jax.Array) -> dict[str, Any]:

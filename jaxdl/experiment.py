@@ -38,12 +38,15 @@ class InitFrom:
         "params/Dense_0/kernel"; a path renamed to "" is dropped.
       fresh: regexes of paths of this model that keep their fresh initial values (a new head);
         every other one must be found in the checkpoint.
+      more: a safetensors file with further parameters by their paths here, which come after those
+        of `path`: adapters, as `export --format=safetensors --only=REGEX` writes them.
     """
 
     path: str | None = None
     step: str = "last"
     rename: tuple[tuple[Regex, str], ...] = ()
     fresh: tuple[Regex, ...] = ()
+    more: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -710,8 +710,12 @@ def run(command: "Command") -> int:
     by_end = {".onnx": "onnx", ".safetensors": "safetensors"}
     kind = options.format or by_end.get(named.suffix if named else "", "stablehlo")
     weights_alone = kind == "safetensors"
-    if options.names is not None and not weights_alone:
-        raise UserError(f"--names={shown(options.names)}: goes with --format=safetensors.")
+    for flag in ("names", "only"):
+        if (value := getattr(options, flag)) is not None and not weights_alone:
+            raise UserError(f"--{flag}={shown(value)}: goes with --format=safetensors.")
+    if options.names is not None and options.only is not None:
+        raise UserError(f"--only={shown(options.only)}: what it chooses keeps its paths here; "
+                        "leave out --names.")
     if not weights_alone:
         require(kind)
     experiment, folder = of_run(command)
@@ -722,7 +726,8 @@ def run(command: "Command") -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         console.print(f"{folder}, {called}")
         replaced = f"replaced: {path} ({of_when(path)})" if path.exists() else ""
-        console.print(weights.export(experiment, folder, step, path, options.names))
+        console.print(weights.export(experiment, folder, step, path, options.names,
+                                     options.only))
         if replaced:
             console.print(replaced)
         return 0

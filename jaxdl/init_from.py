@@ -1,5 +1,5 @@
 """Starting from another run's parameters, or from published weights: which are taken, under which
-names."""
+names; and adapters on top of them."""
 
 import os
 import re
@@ -62,15 +62,24 @@ def overlay(state: Any, init: "InitFrom", task: Any) -> tuple[Any, str]:
             raise UserError(f"init_from.rename: {replacement!r} cannot replace {pattern!r} "
                             f"({error}).") from error
     stored.pop("", None)
-    fresh = {p for p in places if any(re.fullmatch(f, p) for f in init.fresh)}
-    missing = [p for p in places if p not in stored and p not in fresh]
+    more = None if init.more is None else Path(os.path.expanduser(init.more))
+    added = {} if more is None else distributed.by_leader(lambda: weights.shapes(more))
+    for p, shape in added.items():
+        if p not in places:
+            raise UserError(f"init_from.more: {p} of {more} is no parameter here."
+                            f"{nearest(p, places)}")
+        if shape != (here := list(target[places[p]].shape)):
+            raise UserError(f"init_from.more: {p} is {shape} in {more}, and {here} here.")
+    fresh = {p for p in places if any(re.fullmatch(f, p) for f in init.fresh)} - added.keys()
+    missing = [p for p in places if p not in stored and p not in fresh and p not in added]
     if published:
         weights.explain(run, stored, places, fresh, shapes)
     if missing:
         raise UserError(f"init_from: {missing[0]} is not in {origin}"
                         f"{nearest(missing[0], stored)} ({len(missing)} missing in all); rename "
                         "it with init_from.rename or leave it new with init_from.fresh.")
-    wanted = {path: place for path, place in places.items() if path not in fresh}
+    wanted = {path: place for path, place in places.items()
+              if path not in fresh and path not in added}
     for path, place in wanted.items():
         shape, here = stored[path][1], list(target[place].shape)
         if shape != here:
@@ -85,10 +94,12 @@ def overlay(state: Any, init: "InitFrom", task: Any) -> tuple[Any, str]:
                            "|".join(map(re.escape, chosen))) if wanted else {}
     except ValueError as error:
         raise UserError(f"init_from: {error}.") from error
+    others = {} if more is None else weights.read(more, list(added))
     taken = {}
-    for path, place in wanted.items():
-        x, old = found[stored[path][0]], target[place]
-        if published:
+    for path, place in {**wanted, **{p: places[p] for p in added}}.items():
+        old = target[place]
+        x = others[path] if path in added else found[stored[path][0]]
+        if published and path not in added:
             x = weights.from_torch(path, x, old.shape)
         taken[place] = distributed.put(x.astype(old.dtype), old.sharding)
         average = "ema/" + place.removeprefix("params/")
@@ -98,4 +109,4 @@ def overlay(state: Any, init: "InitFrom", task: Any) -> tuple[Any, str]:
     leaves = [taken.get(p, x) for p, x in target.items()]
     return jax.tree.unflatten(jax.tree.structure(state), leaves), (
         f"started from {origin}: {len(wanted)} arrays taken, "
-        f"{len(fresh)} fresh, {unused} unused")
+        f"{len(fresh)} fresh, {unused} unused" + (f", {len(added)} of {more}" if more else ""))

@@ -160,8 +160,11 @@ def _opened(path: Path) -> Any:
         raise UserError(f"{path}: not a safetensors file ({error}).") from error
 
 
-def export(experiment: Any, run: Path, step: int, path: Path, library: str | None) -> str:
-    """Writes the parameters of a checkpoint, or their average where one is kept, and statistics.
+def export(experiment: Any, run: Path, step: int, path: Path, library: str | None,
+           only: str | None) -> str:
+    """Writes the network of a checkpoint: parameters, or their average where one is kept, and
+    statistics, without what a method has added to them (a teacher), and with what it would add
+    (adapters).
 
     Args:
       experiment: of the run.
@@ -170,29 +173,52 @@ def export(experiment: Any, run: Path, step: int, path: Path, library: str | Non
       path: of the file.
       library: whose names to use; None: the first that the model knows, else the dotted names that
         the variables have here.
+      only: regex of parameters that are written as they are, under their paths, instead.
 
     Returns:
       a line that says what was written.
     """
     from jaxdl.checkpoint import arrays
     from jaxdl.init_from import parameters
+    from jaxdl.task import matching
 
     model = getattr(experiment.task, "model", None)
     known = of_model(model, library) if library or getattr(model, "published", {}) else {}
     called, rename = next(iter(known.items()), ("jaxdl", lambda name: name))
     _, inside = parameters(run, str(step))
+    if only is not None:
+        named = [p.removeprefix("params/") for p in inside if p.startswith("params/")]
+        chosen = {f"params/{p}" for p in matching(named, (only,), "--only")}
+        inside = {p: x for p, x in inside.items() if p in chosen}
     places = {place: p for p, (place, _) in inside.items()}
     try:
         found = arrays(run / "checkpoints", step, "|".join(map(re.escape, places)))
     except ValueError as error:
         raise UserError(f"{error}.") from error
     variables = {places[place]: x for place, x in found.items()}
+    about = {"run": str(run), "step": str(step)}
     try:
-        write(path, variables, rename, {"run": str(run), "step": str(step), "names": called})
+        if only is not None:
+            save(path, {p: np.asarray(x) for p, x in variables.items()}, about)
+        else:
+            variables = network(experiment.task, variables)
+            write(path, variables, rename, {**about, "names": called})
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); --output=FILE names "
                         "another place.") from error
-    return f"written: {path}, {len(variables)} arrays with {called}'s names"
+    under = "under their paths" if only is not None else f"with {called}'s names"
+    return f"written: {path}, {len(variables)} arrays {under}"
+
+
+def network(task: Any, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """The variables of the model, of those of a task that may be made from another: by path."""
+    if not hasattr(task, "innermost"):
+        return dict(variables)
+    from flax import traverse_util
+
+    nested = traverse_util.unflatten_dict(
+        {p.removeprefix("mutable/"): x for p, x in variables.items()}, sep="/")
+    return traverse_util.flatten_dict(task.innermost(nested), sep="/")
 
 
 def write(path: Path, variables: Mapping[str, np.ndarray], rename: Rename,
@@ -205,10 +231,15 @@ def write(path: Path, variables: Mapping[str, np.ndarray], rename: Rename,
       rename: as the library names them.
       about: text for the file's header.
     """
+    called = names(list(variables), rename)
+    save(path, {called[p]: to_torch(p, np.asarray(x)) for p, x in variables.items()},
+         {**about, "format": "pt"})
+
+
+def save(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
+    """Writes arrays under their names, all or nothing."""
     from safetensors.numpy import save
 
-    called = names(list(variables), rename)
-    arrays = {called[p]: to_torch(p, np.asarray(x)) for p, x in variables.items()}
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(save(arrays, {**about, "format": "pt"}))
+    temporary.write_bytes(save(dict(arrays), dict(about)))
     os.replace(temporary, path)

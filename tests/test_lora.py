@@ -1,6 +1,8 @@
 """Low-rank adapters: what is trained, what they add, and how they come and go."""
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import chex
@@ -10,7 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import config
+from jaxdl import cli, config, weights
+from jaxdl.checkpoint import arrays
 from jaxdl.errors import UserError
 from jaxdl.models.cnn import CNN
 from jaxdl.task import named
@@ -91,3 +94,69 @@ def test_mistakes(changes: Any, message: str) -> None:
     task = dataclasses.replace(TASK, **changes)
     with pytest.raises(UserError, match=message):
         trained(task, 0)
+
+
+def test_adapters_come_and_go_as_a_small_file(tmp_path: Path, capfd: Any) -> None:
+    text = '''
+from jaxdl.data.digits import Digits
+from jaxdl.evaluate import Evaluate
+from jaxdl.experiment import Experiment, InitFrom
+from jaxdl.models.mlp import MLP
+from jaxdl.optimizer import SGD
+from jaxdl.tasks.classification import Classification
+from jaxdl.tasks.lora import LoRA
+
+INNER = Classification(model=MLP(widths=(6,), classes=10))
+LOW = LoRA(task=INNER, targets=("dense1/kernel",), rank=2, train=("head/.*",))
+
+def config():
+    return Experiment(task=TASK, data=Digits(), optimizer=SGD(), steps=3, batch_size=8,
+                      evals={"test": Evaluate(split="test", every=3)}, INIT)
+'''
+    def run(name: str, task: str, *options: str) -> Path:
+        path = tmp_path / f"{name}.py"
+        path.write_text(text.replace("TASK", task).replace(
+            "INIT", "init_from=InitFrom(fresh=('params/lora/.*',))"))
+        assert cli.main([f"--experiment={path}", f"--workdir={tmp_path / name}", *options]) == 0
+        return tmp_path / name
+
+    def export(of: Path, to: str, *options: str) -> dict[str, Any]:
+        path = tmp_path / to
+        assert cli.main(["export", f"--experiment={tmp_path / of.name}.py", f"--workdir={of}",
+                         f"--output={path}", *options]) == 0
+        return weights.read(path, list(weights.shapes(path)))
+
+    base = run("base", "INNER")
+    low = run("low", "LOW", f"--init_from.path={base}", "--optimizer.learning_rate.peak=0.5")
+    small = export(low, "adapters.safetensors", "--only=(lora|head)/.*")
+    found = arrays(low / "checkpoints", 3)
+    assert sorted(small) == ["params/head/bias", "params/head/kernel",
+                             "params/lora/dense1/kernel/a", "params/lora/dense1/kernel/b"]
+    for path, x in small.items():
+        np.testing.assert_array_equal(x, found[f"state/{path}"])
+    again = run("again", "LOW", f"--init_from.path={base}", "--optimizer.learning_rate.peak=0.",
+                f"--init_from.more={tmp_path / 'adapters.safetensors'}")
+    out = capfd.readouterr().out
+    assert f"2 arrays taken, 0 fresh, 2 unused, 4 of {tmp_path / 'adapters.safetensors'}" in out
+    for path, x in small.items():
+        np.testing.assert_array_equal(x, arrays(again / "checkpoints", 3)[f"state/{path}"])
+    whole = export(low, "whole.safetensors")
+    assert sorted(whole) == ["dense1.bias", "dense1.weight", "head.bias", "head.weight"]
+    a, b = (small[f"params/lora/dense1/kernel/{x}"] for x in "ab")
+    np.testing.assert_allclose(whole["dense1.weight"].T, found["state/frozen/dense1/kernel"]
+                               + 4 * (a @ b), rtol=1e-4, atol=1e-6)
+    for options, message in (
+            ((f"--experiment={tmp_path / 'base.py'}", f"--init_from.path={base}",
+              f"--init_from.more={tmp_path / 'adapters.safetensors'}"),
+             "params/lora/dense1/kernel/a of .* is no parameter here"),
+            ((f"--experiment={tmp_path / 'low.py'}", f"--init_from.path={base}", "--task.rank=3",
+              f"--init_from.more={tmp_path / 'adapters.safetensors'}"),
+             r"kernel/a is \[3072, 2\] in .*, and \[3072, 3\] here"),
+            (("export", f"--experiment={tmp_path / 'low.py'}", f"--workdir={low}",
+              "--format=safetensors", "--only=lorra/.*"),
+             "--only: 'lorra/.*' matches no parameter. Did you mean 'lora/"),
+            (("export", f"--experiment={tmp_path / 'low.py'}", f"--workdir={low}",
+              "--only=lora/.*"), "--only=lora/.*: goes with --format=safetensors")):
+        assert cli.main([*options, *(() if options[0] == "export"
+                                     else (f"--workdir={tmp_path / 'x'}",))]) == 2
+        assert re.search(message, capfd.readouterr().err)
