@@ -145,9 +145,9 @@ class Pruned(Pruning):
         def init(params: Any) -> PrunedState:
             return PrunedState(jnp.int32(0), self.dense(params), inner.init(params))
 
-        def update(grads: Any, state: PrunedState, params: Any = None) -> tuple[Any, PrunedState]:
-            step = optax.safe_increment(state.count)
-            updates, held = inner.update(_masked(grads, state.masks), state.inner, params)
+        def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, PrunedState]:
+            step: Any = optax.safe_increment(state.count)
+            updates, held = inner.update(_masked(updates, state.masks), state.inner, params)
             new = optax.apply_updates(params, updates)
             left = (last - step) / jnp.maximum(last - first, 1)
             due = (step >= first) & (step <= last) & (
@@ -210,10 +210,10 @@ class LotteryTicket(Pruning):
             return PrunedState(jnp.int32(0), self.dense(params), held,
                                jax.tree.map(jnp.copy, (params, held)))
 
-        def update(grads: Any, state: PrunedState, params: Any = None) -> tuple[Any, PrunedState]:
-            step = optax.safe_increment(state.count)
+        def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, PrunedState]:
+            step: Any = optax.safe_increment(state.count)
             number = self.round(step, steps)
-            updates, held = inner.update(_masked(grads, state.masks), state.inner, params)
+            updates, held = inner.update(_masked(updates, state.masks), state.inner, params)
             new = optax.apply_updates(params, updates)
             kept = _chosen(step == self.rewind, (new, held), state.kept)
             due = number > self.round(state.count, steps)
