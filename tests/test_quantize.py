@@ -171,6 +171,15 @@ def test_ranges_of_inputs_follow_the_examples_that_count() -> None:
     assert float(jnp.abs(plain - found).max()) > 1e-2
 
 
+def test_a_range_holds_zero_and_what_is_masked_is_not_in_it() -> None:
+    task = QuantizationAware(task=INNER, activation_bits=4, decay=0.75)
+    mask = jnp.array([1., 0.])
+    first = task.followed(jnp.zeros(2), jnp.array([[1., 4.], [jnp.nan, -9.]]), mask)
+    np.testing.assert_array_equal(first, [0, 4])
+    second = task.followed(first, jnp.array([[-2., 2.], [99., 99.]]), mask)
+    np.testing.assert_allclose(second, [-0.5, 3.5])
+
+
 CONV = Classification(model=CNN(channels=(4,), dense=(), classes=3, batch_norm=True))
 
 
@@ -184,7 +193,8 @@ CONV = Classification(model=CNN(channels=(4,), dense=(), classes=3, batch_norm=T
     (INNER, lambda task: SAM(task=QuantizationAware(task=task, bits=2, activation_bits=4),
                              ema=0.9)),
     (INNER, lambda task: QuantizationAware(task=DeepSupervision(
-        task=task, layers=("dense1",), classes=3), bits=2, freeze=("head/.*",))),
+        task=task, layers=("dense1",), classes=3), bits=2, activation_bits=4,
+        freeze=("head/.*",))),
 ])
 def test_whatever_is_evaluated_is_the_rounded_network(inner: Any, wrap: Any) -> None:
     """Loss, logits, probabilities and predictions, whichever task is outside."""
