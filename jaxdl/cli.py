@@ -115,6 +115,7 @@ class ExportOptions:
       step: "best", "last" or the number of a checkpoint; None: the best, if the run has one.
       output: the file. None makes RUN/export/step_N.FORMAT.
       batch: how many examples the file takes at once; None: any number.
+      int8: for ONNX: weights, and inputs of layers, in 8 bits, with ranges of training examples.
       names: the library by whose names safetensors go, such as torchvision; None: the first one
         that publishes weights of the model, else the names here.
       only: regex of the parameters that safetensors hold, such as "lora/.*", under their paths
@@ -126,6 +127,7 @@ class ExportOptions:
     step: str | None = None
     output: str | None = None
     batch: config.Size | None = None
+    int8: bool = False
     names: str | None = None
     only: config.Regex | None = None
 

@@ -42,6 +42,7 @@ from jaxdl import (
     conv,
     display,
     distributed,
+    int8,
     parallel,
     record,
     weights,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from jaxdl.experiment import Experiment
 
 TOLERANCE = 1e-5    # of what is compared, in float32 or float64
+LEAST = 0.98        # of the examples of which a file in 8 bits has to have the same argmax
 COARSE = 1e-2       # where something is computed in 16 bits
 EXAMPLES = 512      # that are compared, at most
 SIZES = (1, 32)     # of batches that are timed, where the file takes any
@@ -460,12 +462,16 @@ class Agreement:
       difference: the largest absolute one of the compared output.
       same: how often its argmax is the same.
       of: how often there is one.
+      correct: how often that is the label; None where there are no such labels.
+      ours: the same of the network.
     """
 
     examples: int
     difference: float
     same: int
     of: int
+    correct: int | None = None
+    ours: int | None = None
 
 
 def agreement(network: Network, call: Call) -> Agreement:
@@ -489,6 +495,8 @@ def differences(network: Network, call: Call, *, plain: bool = False) -> Agreeme
     that is timed."""
     name, size = network.exported.compared, network.source.size
     difference, same, total = np.float64(0), 0, 0
+    correct: int | None = 0
+    ours: int | None = 0
     count = min(EXAMPLES, size)
     *others, last = sizes(network)
     for batch, upto in (*((other, other) for other in others), (last, count)):
@@ -502,10 +510,18 @@ def differences(network: Network, call: Call, *, plain: bool = False) -> Agreeme
                                f"{list(want.shape)} in jaxdl.")
             want, have = (np.asarray(x[kept], np.float64) for x in (want, have))
             difference = np.maximum(difference, np.abs(want - have).max())  # NaN, if there is one
-            if batch == last:
-                equal = want.argmax(-1) == have.argmax(-1)
-                same, total = same + int(equal.sum()), total + equal.size
-    return Agreement(count, float(difference), same, total)
+            if batch != last:
+                continue
+            own, found = want.argmax(-1), have.argmax(-1)
+            same, total = same + int((own == found).sum()), total + found.size
+            label = np.asarray(read.get("label", 0.))
+            if correct is None or ours is None or label.dtype.kind not in "iu" or (
+                    label[kept].shape != found.shape):
+                correct = ours = None
+            else:
+                correct += int((label[kept] == found).sum())
+                ours += int((label[kept] == own).sum())
+    return Agreement(count, float(difference), same, total, correct, ours)
 
 
 def sizes(network: Network) -> tuple[int, ...]:
@@ -525,21 +541,42 @@ def milliseconds(call: Callable[[], Any]) -> float:
     return 1e3 * statistics.median(seconds)
 
 
-def table(network: Network, size: int, found: Agreement, call: Call) -> Table:
-    """The network and the file, of so many bytes, beside each other."""
-    shown = Table("what", "size", "max difference", "same argmax", *(
-        f"ms, batch {n}" for n in sizes(network)), box=None, pad_edge=False)
+@dataclass(frozen=True)
+class File:
+    """A file, its size in bytes, how it compares, and the function in it."""
+
+    name: str
+    size: int
+    found: Agreement
+    call: Call
+
+
+def table(network: Network, files: Sequence[File]) -> Table:
+    """The network and the files, beside each other: of one how far it is off, of several how often
+    each is right."""
+    judged = ("max difference", "same argmax") if len(files) == 1 else ("same argmax", "accuracy")
+    shown = Table("what", "size", *judged, *(f"ms, batch {n}" for n in sizes(network)), box=None,
+                  pad_edge=False)
     for column in shown.columns[1:]:
         column.justify = "right"
     some = [network.read(np.arange(n, dtype=np.int32) % network.source.size)
             for n in sizes(network)]
-    times = [[milliseconds(lambda batch=batch: network.original(batch)) for batch in some],
-             [milliseconds(lambda raw=network.raw(batch): call(raw)) for batch in some]]
-    rows = (("jaxdl, jitted", "-", "-", "-"),
-            ("the file", in_words(size), f"{found.difference:.2g}",
-             f"{found.same:,} of {found.of:,}"))
-    for row, ms in zip(rows, times, strict=True):
-        shown.add_row(*row, *(f"{t:.3g}" for t in ms))
+
+    def row(call: Callable[[Any], Any], inputs: Sequence[Any], what: str, size: str,
+            **words: str) -> None:
+        shown.add_row(what, size, *(words.get(name.split()[-1], "-") for name in judged),
+                      *(f"{milliseconds(lambda x=x: call(x)):.3g}" for x in inputs))
+
+    def accuracy(correct: int | None, of: int) -> str:
+        return "-" if correct is None else f"{correct / of:.2%}"
+
+    first = files[0].found
+    row(network.original, some, "jaxdl, jitted", "-", accuracy=accuracy(first.ours, first.of))
+    for file in files:
+        found = file.found
+        row(file.call, list(map(network.raw, some)), file.name, in_words(file.size),
+            difference=f"{found.difference:.2g}", argmax=f"{found.same:,} of {found.of:,}",
+            accuracy=accuracy(found.correct, found.of))
     return shown
 
 
@@ -655,33 +692,67 @@ def versions(form: Format) -> dict[str, str]:
                                      for name in ("jax", "flax", *form.needs)}}
 
 
-def deliver(path: Path, kind: str, network: Network, about: dict[str, Any], split: str) -> None:
-    """Writes the file and the .json beside it, if the file computes what the network does."""
+def deliver(path: Path, kind: str, network: Network, about: dict[str, Any], split: str,
+            batches: Sequence[int8.Feed] | None = None) -> None:
+    """Writes the file and the .json beside it, if the file computes what the network does.
+
+    Args:
+      path: of the file.
+      kind: of FORMATS.
+      network: what is written.
+      about: what the .json has beside what is found here.
+      split: on which they are compared.
+      batches: training examples, where the file is to be in 8 bits; None for what the network has.
+    """
     form, beside = FORMATS[kind], path.with_name(f"{path.name}.json")
     with console.status("exporting"):
         content, known = carried_out(f"as {kind} this network cannot be written", form.make,
                                      network)
-    with replacing(path, content) as temporary:
+    coarse = network.tolerance == COARSE and kind == "onnx"
+    of = ", of 16 bits (--task.compute_dtype=float32 makes another)," if coarse else ""
+
+    def read(name: str, temporary: Path) -> File:
+        call = carried_out(f"the file{of} cannot be read", form.load, temporary)
+        found = carried_out(f"the file{of} cannot be run", agreement, network, call)
+        return File(name, temporary.stat().st_size, found, call)
+
+    limits: dict[str, float] = {"tolerance": network.tolerance}
+    with contextlib.ExitStack() as stack:
+        temporary = stack.enter_context(replacing(path, content))
         with console.status("comparing"):
-            coarse = network.tolerance == COARSE and kind == "onnx"
-            of = ", of 16 bits (--task.compute_dtype=float32 makes another)," if coarse else ""
-            call = carried_out(f"the file{of} cannot be read", form.load, temporary)
-            found = carried_out(f"the file{of} cannot be run", agreement, network, call)
+            files = [read("the file" if batches is None else "in float32", temporary)]
+            found = files[0].found
             if not found.difference <= network.tolerance:
                 raise RunError(f"export: {path} is not written: its {network.exported.compared} "
                                f"differ from jaxdl's by {found.difference:.3g}; at most "
                                f"{network.tolerance:g} is rounding.")
-            rows = table(network, len(content), found, call)
+        if batches is not None:
+            with console.status("in 8 bits"):
+                content = carried_out("in 8 bits this network cannot be written", int8.quantized,
+                                      content, batches)
+                temporary.write_bytes(content)
+                files.append(read("in int8", temporary))
+            found, limits = files[1].found, {"least same argmax": LEAST}
+            if found.same < LEAST * found.of or not np.isfinite(found.difference):
+                raise RunError(f"export: {path} is not written: in 8 bits the argmax is that of "
+                               f"jaxdl for {found.same:,} of {found.of:,} examples; at least "
+                               f"{LEAST:.0%} is expected. Training with rounding "
+                               "(tasks.quantized.QuantizationAware) may help.")
+        rows = table(network, files)
         about = {"file": path.name, "format": kind, **known, **about,
+                 "bits": 32 if batches is None else 8,
                  "SHA-256": hashlib.sha256(content).hexdigest(), "versions": versions(form),
-                 "compared": {"output": network.exported.compared, "split": split,
-                              "tolerance": network.tolerance, **dataclasses.asdict(found)}}
+                 "compared": {"output": network.exported.compared, "split": split, **limits,
+                              **dataclasses.asdict(found)}}
         replaced = [f"{p} ({of_when(p)})" for p in (path, beside) if p.exists()]
-        with replacing(beside, as_json(about)):
-            pass
+        stack.enter_context(replacing(beside, as_json(about)))
     console.print(rows)
-    console.print(f"{found.examples:,} examples of the split '{split}'; {network.exported.compared}"
-                  f" may differ by {network.tolerance:g}")
+    said = (f"{found.examples:,} examples of the split '{split}'; {network.exported.compared} may "
+            f"differ by {network.tolerance:g}")
+    if batches is not None:
+        said += (f" in float32; in int8 they differ by {found.difference:.2g} at most, and the "
+                 f"argmax may for {1 - LEAST:.0%}")
+    console.print(said)
     for line in replaced:
         console.print(f"replaced: {line}")
     console.print(f"written: {path}; names, shapes and origin in {beside.name}")
@@ -716,11 +787,14 @@ def run(command: "Command") -> int:
     if options.names is not None and options.only is not None:
         raise UserError(f"--only={shown(options.only)}: what it chooses keeps its paths here; "
                         "leave out --names.")
+    if options.int8 and kind != "onnx":
+        raise UserError(f"--int8: goes with --format=onnx, not {kind}.")
     if not weights_alone:
         require(kind)
     experiment, folder = of_run(command)
     step, called = chosen(experiment, folder, options.step)
-    path = named or folder / "export" / f"step_{step}.{kind}"
+    ending = "_int8.onnx" if options.int8 else f".{kind}"
+    path = named or folder / "export" / f"step_{step}{ending}"
     check_writable(path)
     if weights_alone:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -737,14 +811,16 @@ def run(command: "Command") -> int:
     split = evaluated(experiment)
     with console.status("reading the checkpoint"):
         network = of_checkpoint(experiment, folder, step, exported, split, options.batch)
-    console.print(f"{folder}, {called}, as {kind}")
+        batches = int8.calibration(splits(experiment)("train"), exported.inputs,
+                                   options.batch) if options.int8 else None
+    console.print(f"{folder}, {called}, as {kind}{' in 8 bits' if options.int8 else ''}")
     if split == "train":
         console.print("warning: the data has no split but 'train', whose transforms, "
                       "augmentation included, are in the file")
     console.print(f"takes {listed(network, network.shapes)} as the data gives it"
                   + (f"; inside: {', '.join(inside)}" if (inside := kinds(network.source)) else ""))
     console.print(f"gives {listed(network, network.results)}")
-    deliver(path, kind, network, origin(network, experiment, folder, step), split)
+    deliver(path, kind, network, origin(network, experiment, folder, step), split, batches)
     return 0
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl import cli, conv, export
+from jaxdl import cli, conv, export, int8
 from jaxdl.data.digits import Digits
 from jaxdl.errors import UserError
 from jaxdl.evaluate import Evaluate
@@ -27,7 +27,7 @@ from jaxdl.models.mlp import MLP
 from jaxdl.models.resnet import ResNet
 from jaxdl.task import Aux, LossTask, Mean
 from jaxdl.tasks.classification import Classification
-from tests.test_train import fit
+from tests.test_train import arrays, fit
 from tests.tiny import plain
 
 Captured = pytest.CaptureFixture[str]
@@ -437,6 +437,61 @@ def test_a_constant_may_follow_the_number_of_examples_in_two_ways() -> None:
     wrong.graph.node[1].op_type = "Sub"
     with pytest.raises(ValueError, match="the graph itself depends on the number of examples"):
         export.of_any_size(model(2, same), wrong, ["x"])
+
+
+# ONNX in 8 bits.
+
+
+@needs_onnx
+def test_onnx_in_8_bits_is_smaller_and_its_weights_are_integers(
+        trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        capfd: Captured) -> None:
+    """Each weight within half a step of jaxdl's; the table has both files and their accuracy; and
+    what has another argmax too often is not written."""
+    from onnx import load_model, numpy_helper
+
+    run, path = f"--experiment={trained}", tmp_path / "small.onnx"
+    monkeypatch.setattr(export, "LEAST", 0.5)  # of a network that has hardly been trained
+    assert cli.main(["export", run, "--int8", f"--output={path}"]) == 0
+    out, err = capfd.readouterr()
+    assert err == "" and "step 2 (best), as onnx in 8 bits" in out
+    table = {line[:13].strip(): line.split() for line in out.splitlines() if "of 359" in line}
+    assert table["in float32"][-6:-3] == ["359", "of", "359"] and "in int8" in table
+    about = json.loads((tmp_path / "small.onnx.json").read_text())
+    assert about["bits"] == 8 and about["compared"]["least same argmax"] == 0.5
+    assert about["SHA-256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    images = DIGITS.open("test").read(np.arange(359))
+    found = export.load_onnx(path)([images["image"]])["probabilities"]
+    right = int((found.argmax(-1) == images["label"]).sum())
+    assert about["compared"]["correct"] == right
+    assert table["in int8"][-3] == f"{right / 359:.2%}" and found.shape == (359, 10)
+
+    tensors = {t.name: numpy_helper.to_array(t) for t in load_model(path).graph.initializer}
+    whole = [x for x in tensors.values() if x.dtype == np.int8 and x.ndim > 1]
+    kernels = [x for p, x in arrays(trained).items() if p.startswith("state/ema/")
+               and p.endswith("kernel")]
+    assert sorted(x.size for x in whole) == sorted(x.size for x in kernels)
+    assert all(np.abs(x).max() == 127 for x in whole)
+    assert not [x for x in tensors.values() if x.dtype == np.float32 and x.ndim > 1 and x.size > 40]
+
+    before = path.read_bytes()
+    monkeypatch.setattr(export, "LEAST", 1.01)
+    assert cli.main(["export", run, "--int8", f"--output={path}"]) == 1
+    err = capfd.readouterr().err
+    assert err.count("\n") == 1 and "is not written: in 8 bits the argmax is that of jaxdl" in err
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 2
+    assert cli.main(["export", run, "--int8", "--format=stablehlo"]) == 2
+    assert capfd.readouterr().err == "error: --int8: goes with --format=onnx, not stablehlo.\n"
+
+
+def test_ranges_come_from_as_many_examples_as_the_file_takes() -> None:
+    source = DIGITS.open("train")
+    feeds = int8.calibration(source, ("image",), None)
+    assert [x["image"].shape for x in feeds] == [(32, 8, 8, 1)] * 8
+    again = int8.calibration(source, ("image",), 100)
+    assert [x["image"].shape for x in again] == [(100, 8, 8, 1)] * 3
+    np.testing.assert_array_equal(np.concatenate([x["image"] for x in feeds]),
+                                  np.concatenate([x["image"] for x in again])[:256])
 
 
 # Mistakes.
