@@ -138,7 +138,8 @@ def fabricated_table(path: Path, data: Table) -> Path:
     columns = {name: random.integers(0, 50, 100).astype(str) for name in data.numeric}
     columns |= {name: random.choice(known.get(name, ("a", "b")), 100)
                 for name in (*data.categorical, *filter(None, known))}
-    path.write_text("\n".join(map(",".join, [tuple(columns), *zip(*columns.values(), strict=True)])))
+    rows = [tuple(columns), *zip(*columns.values(), strict=True)]
+    path.write_text("\n".join(map(",".join, rows)))
     return path
 
 
