@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl.config import Size
-from jaxdl.data.source import Batch, Data, Source, StandIn
+from jaxdl.data.source import Batch, Data, Source, StandIn, Transform
 from jaxdl.errors import UserError
 
 Array = jax.Array
@@ -24,10 +24,12 @@ class PoissonSource:
     Attributes:
       source: of the examples.
       expected: how many examples a batch holds on average.
+      transforms: those of `source`.
     """
 
     source: Source
     expected: int
+    transforms: tuple[Transform, ...] = ()
 
     @property
     def size(self) -> int:
@@ -41,10 +43,6 @@ class PoissonSource:
     @property
     def arrays(self) -> Mapping[str, Any] | None:
         return self.source.arrays
-
-    @property
-    def transforms(self) -> Any:
-        return getattr(self.source, "transforms", ())
 
     def index(self, seed: int, position: int, batch_size: int) -> np.ndarray:
         """The ids of the examples that were drawn, then -1 where rows are left over."""
@@ -63,9 +61,11 @@ class PoissonSource:
         return self.source.read(np.maximum(index, 0))
 
     def transform(self, batch: Batch, key: Array) -> Batch:
-        index = batch["index"]
-        return self.source.transform({**batch, "index": jnp.maximum(index, 0),
-                                      "mask": jnp.where(index >= 0, batch["mask"], 0)}, key)
+        index, source = batch["index"], self.source
+        if self.transforms:
+            source = replace(source, transforms=self.transforms)  # type: ignore[type-var]
+        return source.transform({**batch, "index": jnp.maximum(index, 0),
+                                 "mask": jnp.where(index >= 0, batch["mask"], 0)}, key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,8 @@ class Poisson:
         if self.expected > source.size:
             raise UserError(f"Poisson: expected={self.expected} is more than the {source.size} "
                             "training examples.")
-        return PoissonSource(source=source, expected=self.expected)
+        return PoissonSource(source=source, expected=self.expected,
+                             transforms=getattr(source, "transforms", ()))
 
     def fingerprint(self) -> str:
         text = f"poisson {self.expected} {self.data.fingerprint()}"
