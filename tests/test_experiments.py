@@ -21,6 +21,8 @@ from jaxdl.data.digits import Digits
 from jaxdl.data.folder import ImageFolder
 from jaxdl.data.idx import FashionMnist
 from jaxdl.data.mnist_sample import MnistSample
+from jaxdl.data.poisson import Poisson
+from jaxdl.data.tabular import Table
 from jaxdl.experiment import Best, Experiment, Mesh
 from jaxdl.models.resnet import ResNet
 from jaxdl.task import named
@@ -96,6 +98,10 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
     elif isinstance(experiment.data, ImageFolder):
         changes["data.path"] = str(fabricated_pictures(tmp_path / "pictures", experiment.data.only))
         changes["data.size"] = 32
+    elif isinstance(experiment.data, Table):
+        changes["data.path"] = str(fabricated_table(tmp_path / "table.csv", experiment.data))
+    elif isinstance(experiment.data, Poisson):
+        changes |= {"data.data": Digits(size=28, channels=1), "data.expected": 4}
     elif isinstance(experiment.data, MnistSample) or experiment.data.stand_in is not None:  # type: ignore[attr-defined]
         held_out = 64 * bool(experiment.data.validation)  # type: ignore[attr-defined]
         changes["data"] = Digits(size=28, validation=held_out)
@@ -123,6 +129,18 @@ def fabricated_pictures(folder: Path, classes: tuple[str, ...]) -> Path:
             image = Image.fromarray(random.integers(0, 255, (32, 32, 3), dtype=np.uint8))
             image.save(folder / name / f"{i}.png")
     return folder
+
+
+def fabricated_table(path: Path, data: Table) -> Path:
+    """A hundred random rows with the columns of a table."""
+    random = np.random.default_rng(0)
+    known = {data.label: data.labels, data.group: data.groups}
+    columns = {name: random.integers(0, 50, 100).astype(str) for name in data.numeric}
+    columns |= {name: random.choice(known.get(name, ("a", "b")), 100)
+                for name in (*data.categorical, *filter(None, known))}
+    rows = [tuple(columns), *zip(*columns.values(), strict=True)]
+    path.write_text("\n".join(map(",".join, rows)))
+    return path
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "resnet50_imagenet"])

@@ -41,12 +41,14 @@ class Classification(LossTask):
     label_smoothing: Fraction | None = None
     top_k: tuple[Size, ...] = ()
 
+    input: ClassVar[str] = "image"  # what of a batch the model is given
+
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:
         mask = batch["mask"]
         # What a masked example holds (NaN, say) must reach neither the sums nor the gradients.
         kept = mask > 0
-        image = batch["image"]
+        image = batch[self.input]
         image = jnp.where(kept.reshape(-1, *[1] * (image.ndim - 1)), image,
                           jnp.zeros((), image.dtype))
         logits, mutable = self.apply(self.model, variables, image, key=key, train=train)
@@ -64,7 +66,12 @@ class Classification(LossTask):
 
     def cross_entropy(self, logits: Array, batch: Batch, train: bool) -> Array:
         """-sum of target * log softmax(logits [B, classes]) over the classes: [B]."""
-        labels, classes = batch["label"], logits.shape[-1]
+        target = self.target(batch, logits.shape[-1], train)
+        return -(target * jax.nn.log_softmax(logits)).sum(-1)
+
+    def target(self, batch: Batch, classes: int, train: bool) -> Array:
+        """What the labels say, as probabilities, smoothed in training: [B, classes]."""
+        labels = batch["label"]
         if jnp.issubdtype(labels.dtype, jnp.integer):
             target = jax.nn.one_hot(labels, classes)
             # A class that the model does not have has no loss: NaN, which ends the run.
@@ -74,11 +81,11 @@ class Classification(LossTask):
             target = labels
         if self.label_smoothing is not None and train:
             target = (1 - self.label_smoothing) * target + self.label_smoothing / classes
-        return -(target * jax.nn.log_softmax(logits)).sum(-1)
+        return target
 
     def logits(self, state: TrainState, batch: Batch) -> Array:
         """Logits [B, classes] of the evaluated parameters (the average where one is kept)."""
-        return _at_least_two(self.apply(self.model, self.variables(state), batch["image"],
+        return _at_least_two(self.apply(self.model, self.variables(state), batch[self.input],
                                         key=state.key, train=False)[0])
 
     def probabilities(self, state: TrainState, batch: Batch) -> Array:
