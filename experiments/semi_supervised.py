@@ -42,7 +42,7 @@ def config() -> Experiment:
 def sweep() -> list[Trial]:
     augmented = FewLabels(data=MnistSample(mean=(0.,), std=(1.,), augment=(WEAK,)), labels=100,
                           share=None)
-    alone: dict[str, object] = {"batch_size": 32, "steps": 600}
+    alone: dict[str, object] = {"batch_size": 32, "steps": 400}
     return repeat([
         {"task": INNER, "data": FEW, **alone},
         {"task": INNER, "data": augmented, **alone},
