@@ -132,7 +132,8 @@ class SimCLR(SelfSupervised):
     batch_norm: bool = False
 
     not_applicable: ClassVar[Mapping[str, str]] = {"modes": AUGMENTED, **dict.fromkeys(
-        ("masks", "example_leak", "accumulation"), COMPARED)}
+        ("masks", "example_leak", "accumulation"), COMPARED),
+        "overfits": "the least loss is not zero: other images have some cosine too"}
 
     def initial_loss(self, batch: Batch) -> Array:
         """Of views that are all alike."""
@@ -173,8 +174,8 @@ class BYOL(SelfSupervised):
     m = 1 - (1 - momentum) (cos(pi step / steps) + 1) / 2.
 
     The target lies in the state's `mutable`, under "target". It takes in the parameters of a step
-    when the next one begins: the same sequence, and it is right in any task around this one, and
-    with micro-batches.
+    when the next one begins: the same sequence, which micro-batches and tasks around this one keep.
+    (In SAM it takes in the place of the second gradient, a `radius` away.)
 
     Attributes:
       augment: transforms of a view.
@@ -215,7 +216,7 @@ class BYOL(SelfSupervised):
         elif train:
             m = self.at(kept["calls"] // self.accumulate) ** (1 / self.accumulate)
             kept = {"params": jax.tree.map(lambda xi, theta: m * xi + (1 - m) * theta,
-                                           kept["params"], jax.lax.stop_gradient(followed)),
+                                           kept["params"], followed),
                     "calls": kept["calls"] + 1}
             mutable = {**mutable, "target": kept}
         z, _ = self.apply(target, {**own, "params": kept["params"]}, both, key=key, train=train)

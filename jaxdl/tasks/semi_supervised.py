@@ -49,7 +49,8 @@ class SemiSupervised(Wrapped):
         inner, image = self.inside(), batch["image"]
 
         def whole(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-            if type(context.module) is type(inner.model) and context.module.path == ():
+            own = type(context.module) is type(inner.model) and context.module.path == ()
+            if own and context.method_name == "__call__":
                 args = (image.astype(args[0].dtype), *args[1:])
             return call(*args, **kwargs)
 
