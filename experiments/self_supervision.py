@@ -25,7 +25,7 @@ from jaxdl.tasks.representations import KNN, LinearProbe
 from jaxdl.tasks.self_supervised import BYOL, Rotation, SimCLR
 
 DIGITS = MnistSample(mean=(0.,), std=(1.,))
-MODEL = CNN(channels=(16, 32), dense=(128,), classes=10)
+MODEL = CNN(channels=(16, 32), dense=(128,), classes=10, batch_norm=True)
 VIT = VisionTransformer(patch=4, width=64, layers=3, heads=4, classes=10, pool="mean")
 VIEW = (Affine(degrees=25., fraction=0.1, scale=(0.7, 1.3)),)
 
