@@ -35,11 +35,13 @@ class SemiSupervised(Wrapped):
     class, as Classification has.
     """
 
+    targets: ClassVar[tuple[str, ...]] = ("label", "labelled")
     not_applicable: ClassVar[Mapping[str, str]] = {
         "labels": "unlabelled examples have the label -1",
         "order": "labelled examples come more often than others",
-        "initial_loss": FEW, "gradients": FEW, "overfits": FEW, "uses_inputs": FEW,
-        "shuffled_labels": FEW, "capacity": FEW, "learning_rate_range": FEW,
+        **dict.fromkeys(("initial_loss", "gradients", "dead_units", "finite_differences", "modes",
+                         "bfloat16", "overfits", "uses_inputs", "shuffled_labels", "capacity",
+                         "learning_rate_range"), FEW),
         "accumulation": "the means over examples without labels are those of the micro-batches"}
 
     def supervised(self, variables: dict[str, Any], batch: Batch, key: Array
