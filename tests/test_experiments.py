@@ -18,6 +18,7 @@ from PIL import Image
 
 from jaxdl import cli, config, files, record, study, train
 from jaxdl.data.digits import Digits
+from jaxdl.data.few_labels import FewLabels
 from jaxdl.data.folder import ImageFolder
 from jaxdl.data.idx import FashionMnist
 from jaxdl.data.mnist_sample import MnistSample
@@ -102,6 +103,8 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         changes["data.path"] = str(fabricated_table(tmp_path / "table.csv", experiment.data))
     elif isinstance(experiment.data, Poisson):
         changes |= {"data.data": Digits(size=28, channels=1), "data.expected": 4}
+    elif isinstance(experiment.data, FewLabels):
+        changes["data.data"] = Digits(size=28, channels=1)
     elif isinstance(experiment.data, MnistSample) or experiment.data.stand_in is not None:  # type: ignore[attr-defined]
         held_out = 64 * bool(experiment.data.validation)  # type: ignore[attr-defined]
         changes["data"] = Digits(size=28, validation=held_out)

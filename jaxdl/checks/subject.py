@@ -7,8 +7,8 @@ once and kept in memory. A check returns a `Finding`.
 Of a task the checks use what it has. `loss` (every LossTask) opens most of them. Further, each of
 these may be there:
 
-    targets         names of the batch's fields that are to be predicted (else: "label", "next",
-                    "target"); all others but "index" and "mask" are inputs
+    targets         names of the batch's fields that are to be predicted, () for none (else:
+                    "label", "next", "target"); all others but "index" and "mask" are inputs
     logits          (state, batch) -> [B, K] or [B, T, V]
     causal          whether the output at t must not depend on inputs after t
     initial_loss    (batch) -> the loss that a fresh model should have
@@ -166,7 +166,8 @@ class Subject:
         """The fields that are to be predicted."""
         found = getattr(self.task, "targets", None)
         fields = self.train.arrays or {}
-        return tuple(found or (n for n in ("label", "next", "target") if n in fields))
+        return tuple((n for n in ("label", "next", "target") if n in fields)
+                     if found is None else found)
 
     @functools.cached_property
     def inputs(self) -> tuple[str, ...]:

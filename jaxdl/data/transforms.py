@@ -7,7 +7,7 @@ interpolates or mixes turns uint8 into float32 in [0, 1].
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,13 @@ Array = jax.Array
 def to_float(image: Array) -> Array:
     """uint8 0 ... 255 as float32 in [0, 1]; anything else as it is."""
     return image.astype(jnp.float32) / 255 if image.dtype == jnp.uint8 else image
+
+
+def clean(batch: Mapping[str, Array]) -> Batch:
+    """The batch with zeros in the images that are masked, which may hold anything, NaN included."""
+    image = batch["image"]
+    kept = (batch["mask"] > 0).reshape(-1, *[1] * (image.ndim - 1))
+    return {**batch, "image": jnp.where(kept, image, jnp.zeros((), image.dtype))}
 
 
 @dataclass(frozen=True, kw_only=True)
