@@ -24,9 +24,13 @@ from jaxdl.data.idx import FashionMnist
 from jaxdl.data.mnist_sample import MnistSample
 from jaxdl.data.poisson import Poisson
 from jaxdl.data.tabular import Table
-from jaxdl.experiment import Best, Experiment, Mesh
+from jaxdl.data.two_digits import TwoDigits
+from jaxdl.experiment import Best, Experiment, InitFrom, Mesh
+from jaxdl.models.cnn import CNN
+from jaxdl.models.efficientnet import EfficientNet
 from jaxdl.models.resnet import ResNet
 from jaxdl.task import named
+from jaxdl.tasks.lora import LoRA
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "experiments").glob("*.py"))
@@ -91,9 +95,16 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
     changes: dict[str, Any] = {"steps": 3, "batch_size": 16, "log_every": 1, "mesh": Mesh(data=1),
                                "best": Best()}
     changes |= {f"evals.{e}.every": 1_000 for e in experiment.evals}
-    model: Any = experiment.task.model  # type: ignore[attr-defined]
+    if experiment.init_from.path is not None:
+        changes["init_from"] = InitFrom()
+    model: Any = getattr(experiment.task, "model", None)
     if isinstance(model, ResNet) and model.depth == 20:
         changes["task.model.depth"] = 8
+    if isinstance(model, EfficientNet):
+        path = "task.task.task.model" if isinstance(experiment.task, LoRA) else "task.task.model"
+        changes[path] = CNN(channels=(2, 3), dense=(4,), classes=model.classes, batch_norm=True)
+    if isinstance(experiment.task, LoRA):
+        changes |= {"task.targets": ("conv2/kernel",), "task.rank": 2}
     if isinstance(experiment.data, FashionMnist):
         changes["data.directory"] = str(fabricated_idx(tmp_path / "idx"))
     elif isinstance(experiment.data, ImageFolder):
@@ -103,7 +114,7 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         changes["data.path"] = str(fabricated_table(tmp_path / "table.csv", experiment.data))
     elif isinstance(experiment.data, Poisson):
         changes |= {"data.data": Digits(size=28, channels=1), "data.expected": 4}
-    elif isinstance(experiment.data, FewLabels):
+    elif isinstance(experiment.data, FewLabels | TwoDigits):
         changes["data.data"] = Digits(size=28, channels=1)
     elif isinstance(experiment.data, MnistSample) or experiment.data.stand_in is not None:  # type: ignore[attr-defined]
         held_out = 64 * bool(experiment.data.validation)  # type: ignore[attr-defined]

@@ -19,6 +19,7 @@ from jaxdl.task import Mean, named
 from jaxdl.tasks.averaging import SWA
 from jaxdl.tasks.classification import Classification, TestTimeAugmentation
 from jaxdl.tasks.deep_supervision import DeepSupervision
+from jaxdl.tasks.fixed_norms import FixedNorms
 from jaxdl.tasks.sharpness import SAM
 from jaxdl.tasks.wrapped import observed, with_gradient
 
@@ -188,3 +189,30 @@ def test_one_logit_is_the_log_odds_of_the_second_class() -> None:
     np.testing.assert_allclose(task.evaluate(state, batch)["loss"].value(), expected, rtol=1e-5)
     np.testing.assert_allclose(task.probabilities(state, batch)[:, 1], jax.nn.sigmoid(z), rtol=1e-5)
     np.testing.assert_array_equal(task.predict(state, batch), z > 0)
+
+
+def test_fixed_norms_neither_see_the_batch_nor_follow_it() -> None:
+    inner = Classification(model=CNN(channels=(2, 3), dense=(), classes=3, batch_norm=True))
+    first = inner.init(jax.random.key(1), BATCH, TX)
+    drawn = jax.tree.map(lambda x: x + jax.random.uniform(jax.random.key(2), x.shape),
+                         first.mutable)
+    variables = {"params": first.params, **drawn}
+    task = FixedNorms(task=inner)
+    mean, aux = task.loss(variables, BATCH, jax.random.key(0), train=True)
+    still, _ = inner.loss(variables, BATCH, jax.random.key(0), train=False)
+    np.testing.assert_allclose(mean.total, still.total, rtol=1e-5)
+    chex.assert_trees_all_equal(dict(aux.mutable), drawn)
+    gradient = jax.grad(lambda p, t, train: t.loss({"params": p, **drawn}, BATCH,
+                                                   jax.random.key(0), train=train)[0].total)
+    chex.assert_trees_all_close(gradient(first.params, task, True),
+                                gradient(first.params, inner, False), rtol=1e-4, atol=1e-6)
+    # Of one layer alone, the other goes on.
+    half = FixedNorms(task=inner, layers=("norm2",))
+    _, aux = half.loss(variables, BATCH, jax.random.key(0), train=True)
+    stats = aux.mutable["batch_stats"]
+    chex.assert_trees_all_equal(stats["norm2"], drawn["batch_stats"]["norm2"])
+    assert (stats["norm1"]["mean"] != drawn["batch_stats"]["norm1"]["mean"]).all()
+    state = trained(SAM(task=task), 2)[-1]
+    chex.assert_trees_all_equal(state.mutable, first.mutable)
+    with pytest.raises(UserError, match="FixedNorms: layers: the model has no batch norm that 'bn"):
+        trained(FixedNorms(task=inner, layers=("bn.*",)), 0)
