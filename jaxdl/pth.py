@@ -111,7 +111,8 @@ def _legacy(file: IO[bytes]) -> dict[str, np.ndarray]:
     file.seek(0)
     if _interpreted(file) != LEGACY:
         raise Refused("neither of PyTorch's forms")
-    _interpreted(file), _interpreted(file)  # versions of the form, of the machine
+    _interpreted(file)  # the version of the form
+    _interpreted(file)  # what the machine was
     storages: dict[str, Storage] = {}
     views = _views(_interpreted(file, storages))
     kept: dict[str, np.ndarray] = {}
