@@ -116,7 +116,7 @@ def test_of_data_on_disk_examples_from_all_of_it_are_looked_at(
     assert np.unique(found["label"]).tolist() == list(range(10))
 
 
-def test_long_steps_are_fewer() -> None:
+def test_long_steps_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an MLP 300; of one whose step takes more than 1e9 operations, 6 a weight and example,
     100; and where a step cannot be traced, the checks say why."""
     class Broken(Classification):
@@ -128,10 +128,11 @@ def test_long_steps_are_fewer() -> None:
     assert Subject(experiment).experiment.steps == 300
     assert Subject(wide, batch_size=32).experiment.steps == 300
     assert Subject(wide, batch_size=64).experiment.steps == 100
-    wider = config.replace(experiment, {"task.model.widths": (8_192, 8_192)})
-    sizes = [Subject(x).experiment.batch_size for x in (wide, wider)]
-    assert sizes == [32, 32 * 10 // 13]  # 67.7 million weights: 1.3e10 operations for 32 examples
-    assert Subject(wider, batch_size=32).experiment.batch_size == 32
+    monkeypatch.setattr("jaxdl.checks.subject.LONG", 1e9)
+    sizes = [Subject(wide, batch_size=n).experiment.batch_size for n in (None, 64)]
+    assert sizes == [32, 64]
+    wider = config.replace(experiment, {"task.model.widths": (4_096, 4_096)})
+    assert Subject(wider).experiment.batch_size == 32 * 10 // 33  # 17 million weights: 3.3e9
     broken = config.replace(experiment, {"task": Broken(model=experiment.task.model)})
     found = {n: f for n, f, _ in check.examine(broken, only=("order", "gradients"))}
     assert found["order"].verdict == "pass"

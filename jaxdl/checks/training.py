@@ -10,7 +10,15 @@ import numpy as np
 
 from jaxdl import config
 from jaxdl.checks.data import shapes
-from jaxdl.checks.subject import NO_LOSS, Finding, Subject, judged, skipped, window_loss
+from jaxdl.checks.subject import (
+    NO_LOSS,
+    TEST,
+    Finding,
+    Subject,
+    judged,
+    skipped,
+    window_loss,
+)
 from jaxdl.errors import UserError, told
 from jaxdl.task import named
 from jaxdl.train import Carry, Program
@@ -110,7 +118,17 @@ def uses_inputs(subject: Subject) -> Finding:
     real, blind = subject.real["loss"], subject.blind["loss"]
     text = f"loss {real:.3g} with inputs, {blind:.3g} without"
     gain = (blind - real) / max(abs(blind), 1e-9)  # of a loss that may be negative
-    return judged(text if not gain > 0.02 else "", text if gain < 0.05 else "", measured=text,
+    deviations = 0.
+    if not gain > 0.05:
+        # A model that overfits is too sure of itself, which costs loss, and yet may be right.
+        size = min(subject.test.size, TEST)
+        for name, chance in subject.blind.items():
+            if "accuracy" in name and name in subject.real:
+                deviation = math.sqrt(max(chance * (1 - chance), 1 / size) / size)
+                deviations = max(deviations, (subject.real[name] - chance) / deviation)
+                text += f", {name} {subject.real[name]:.3g} and {chance:.3g}"
+    return judged(text if not gain > 0.02 and deviations < 2 else "",
+                  text if gain < 0.05 and deviations < 4 else "", measured=text,
                   expected="clearly lower with inputs",
                   look_at="whether inputs and labels belong together; the learning rate")
 
