@@ -18,7 +18,7 @@ from jaxdl.config import Between, Size
 from jaxdl.data.few_labels import balanced
 from jaxdl.data.loader import Inputs, ahead, ordered
 from jaxdl.errors import UserError
-from jaxdl.evaluate import Context, assemble
+from jaxdl.evaluate import AHEAD, Context, assemble
 from jaxdl.task import Batch, TrainState
 
 Array = jax.Array
@@ -75,6 +75,7 @@ def collected(task: Any, state: TrainState, context: Context, split: str, like: 
                         context.poll):
         context.poll()
         rows.append(run(state, context.knobs, arrays, devices.place(inputs, batch_size)))
+        jax.block_until_ready(rows[:-AHEAD][-1:])  # not all on their way at once
     found, label, mask = (np.concatenate(x) for x in zip(*jax.device_get(rows), strict=True))
     kept = (mask > 0) & (label >= 0)  # -1: an example whose label is not known
     return found[kept].astype(np.float32), label[kept]
