@@ -90,9 +90,12 @@ def _hints(cls: type) -> dict[str, Any]:
     return hints
 
 
-def annotation(node: Any, name: str) -> Any:
-    """The declared type of a child, `Annotated` bounds included; Any in mappings and tuples."""
-    return _hints(type(node)).get(name, Any) if dataclasses.is_dataclass(node) else Any
+def annotation(node: Any, name: str, hint: Any = Any) -> Any:
+    """The declared type of a child, `Annotated` bounds included; in a mapping that which the
+    mapping's own type `hint` says; Any in tuples."""
+    if dataclasses.is_dataclass(node):
+        return _hints(type(node)).get(name, Any)
+    return typing.get_args(hint)[1] if typing.get_origin(hint) is Mapping else Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +110,7 @@ def leaves(node: Any, path: str = "", hint: Any = Any) -> Iterator[tuple[str, Le
         yield path, Leaf(node, hint)
         return
     for name, child in children(node).items():
-        yield from leaves(child, f"{path}.{name}" if path else name, annotation(node, name))
+        yield from leaves(child, f"{path}.{name}" if path else name, annotation(node, name, hint))
 
 
 def get(tree: Any, path: str) -> Any:
@@ -253,12 +256,13 @@ def check(tree: Any, path: str = "", hint: Any = Any) -> None:
             tree, (type(None), bool, int, float, str, tuple)) and not hasattr(tree, "dtype"):
         raise UserError(f"{path} is a {type(tree).__name__}: an experiment holds only "
                         "dataclasses, mappings, tuples, numbers, strings, booleans and None.")
-    if not fits(tree, hint):
+    by_child = isinstance(tree, Mapping) and typing.get_origin(hint) is Mapping
+    if not by_child and not fits(tree, hint):
         raise UserError(f"{path}={shown(repr(tree))}: {expected(tree, hint)}.")
     for name, child in children(tree).items():
         if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
             raise UserError(f"{path}: {name!r} is no name: expected letters, digits, _ and -.")
-        check(child, f"{path}.{name}" if path else name, annotation(tree, name))
+        check(child, f"{path}.{name}" if path else name, annotation(tree, name, hint))
 
 
 # Records.
@@ -306,10 +310,8 @@ def from_json(data: Any, *, modules: Iterable[str] = (), path: str = "") -> Any:
         if name not in known:
             raise UserError(f"{path}.{name}: {cls.__name__} of this version of jaxdl has no such "
                             f"field.{nearest(name, known)}")
-        hint = _hints(cls).get(name, Any)  # A constructor may compute with it.
-        if not fits(named[name], hint):
-            raise UserError(f"{path}.{name}".strip(".") + f"={shown(repr(named[name]))}: "
-                            f"{expected(named[name], hint)}.")
+        # Now, since a constructor may compute with it.
+        check(named[name], f"{path}.{name}".strip("."), _hints(cls).get(name, Any))
     try:
         return cls(**named)
     except TypeError as error:
