@@ -1,20 +1,20 @@
 """A data set of which a few training examples have labels, for semi-supervised learning."""
 
 import hashlib
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
 from jaxdl.config import Count, Fraction, Size
-from jaxdl.data.source import Arrays, Data, Source, StandIn, epoch_index, permutation
+from jaxdl.data.around import Around
+from jaxdl.data.source import Arrays, Source, epoch_index, permutation
 from jaxdl.errors import UserError
 
 PARTS = 1 << 20  # that a share is rounded to: whole numbers, so that no position is off by one
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewLabels:
+class FewLabels(Around):
     """Another data set with `labels` labelled training examples, as many of each class.
 
     A training batch has "labelled" [B] too, 1 or 0, and the label -1 where it is 0: no task can
@@ -28,29 +28,9 @@ class FewLabels:
       draw: another number, other labelled examples.
     """
 
-    data: Data
     labels: Size = 100
     share: Fraction | None = 0.25
     draw: Count = 0
-
-    @property
-    def stand_in(self) -> StandIn | None:
-        """As few labels of what stands in for the data set inside."""
-        declared = self.data.stand_in
-        return declared and replace(declared, data=replace(self, data=declared.data))
-
-    @property
-    def names(self) -> Any:
-        """Of the classes, where known."""
-        return getattr(self.data, "names", None)
-
-    @property
-    def splits(self) -> Any:
-        """Those of the data set inside."""
-        return getattr(self.data, "splits", ())
-
-    def prepare(self) -> None:
-        self.data.prepare()
 
     def open(self, split: str) -> Source:
         source = self.data.open(split)

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl.config import Size
-from jaxdl.data.source import Batch, Data, Source, StandIn, Transform
+from jaxdl.data.around import Around
+from jaxdl.data.source import Batch, Source, Transform
 from jaxdl.errors import UserError
 
 Array = jax.Array
@@ -69,7 +70,7 @@ class PoissonSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Poisson:
+class Poisson(Around):
     """Other data, of which a training batch draws each example by a coin of its own.
 
     Batches then differ in how many examples they hold, as the accountant of private training
@@ -82,15 +83,7 @@ class Poisson:
       expected: how many examples a batch holds on average.
     """
 
-    data: Data
     expected: Size = 256
-
-    @property
-    def stand_in(self) -> StandIn | None:
-        return self.data.stand_in
-
-    def prepare(self) -> None:
-        self.data.prepare()
 
     def open(self, split: str) -> Source:
         source = self.data.open(split)
@@ -105,9 +98,3 @@ class Poisson:
     def fingerprint(self) -> str:
         text = f"poisson {self.expected} {self.data.fingerprint()}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def __getattr__(self, name: str) -> Any:
-        """What else the data has: names, classes, splits."""
-        if name.startswith("_") or "data" not in self.__dict__:
-            raise AttributeError(f"{type(self).__name__} has no {name!r}.")
-        return getattr(self.data, name)

@@ -6,12 +6,13 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from jaxdl.config import Size
-from jaxdl.data.source import Arrays, Data, Source, StandIn
+from jaxdl.data.around import Around
+from jaxdl.data.source import Arrays, Source
 from jaxdl.errors import DataMissing, UserError, shown
 
 SILENT = -1
@@ -106,7 +107,7 @@ def read_votes(path: Path, classes: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Voted:
+class Voted(Around):
     """Other data whose training labels are what its voters say: probabilities [B, classes].
 
     Attributes:
@@ -117,17 +118,12 @@ class Voted:
       model: "majority", or "dawid_skene", which finds out how far each voter is to be believed.
     """
 
-    data: Data
     votes: str
     classes: Size
     model: Literal["majority", "dawid_skene"] = "dawid_skene"
 
-    @property
-    def stand_in(self) -> StandIn | None:
-        return self.data.stand_in
-
     def prepare(self) -> None:
-        self.data.prepare()
+        super().prepare()
         if not self._path.is_file():
             raise DataMissing(f"Voted: votes={self.votes}: there is no such file.")
 
@@ -154,9 +150,3 @@ class Voted:
     @property
     def _path(self) -> Path:
         return Path(os.path.expanduser(self.votes))
-
-    def __getattr__(self, name: str) -> Any:
-        """What else the data has: names, splits."""
-        if name.startswith("_") or "data" not in self.__dict__:
-            raise AttributeError(f"{type(self).__name__} has no {name!r}.")
-        return getattr(self.data, name)

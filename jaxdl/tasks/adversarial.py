@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.config import NonNegative, Size
+from jaxdl.data.transforms import clean
 from jaxdl.evaluate import Evaluate
 from jaxdl.task import Aux, Batch, Mean, TrainState
 from jaxdl.tasks.wrapped import Wrapped, observed
@@ -145,7 +146,7 @@ class TRADES(Wrapped):
         def logits(image: Array, train: bool) -> Array:
             return observed(inner, variables, {**batch, "image": image}, key, train=train)[2][""]
 
-        image = _kept(batch)
+        image = clean(batch)["image"]
         still = jax.lax.stop_gradient(logits(image, False))
         # At the image itself the divergence is least, and its gradient zero: the attack must not
         # begin there (the paper's algorithm 1 adds noise of 0.001).
@@ -158,13 +159,6 @@ class TRADES(Wrapped):
                 replace(aux, metrics={**aux.metrics, "divergence": apart}))
 
 
-def _kept(batch: Batch) -> Array:
-    """The images, zeros for those that are masked."""
-    image = batch["image"]
-    kept = (batch["mask"] > 0).reshape(-1, *[1] * (image.ndim - 1))
-    return jnp.where(kept, image, jnp.zeros((), image.dtype))
-
-
 def attacked(task: Any, attack: Attack, variables: dict[str, Any], batch: Batch,
              key: Array) -> Array:
     """Images near those of the batch for which the task's loss is high."""
@@ -175,7 +169,7 @@ def attacked(task: Any, attack: Attack, variables: dict[str, Any], batch: Batch,
     def total(image: Array) -> Array:
         return task.loss(fixed, {**batch, "image": image}, key, train=False)[0].total
 
-    return attack(total, _kept(batch), _each(jax.random.fold_in(key, 1), batch))
+    return attack(total, clean(batch)["image"], _each(jax.random.fold_in(key, 1), batch))
 
 
 def _each(key: Array, batch: Batch) -> Array:

@@ -52,7 +52,7 @@ class Classification(LossTask):
         image = jnp.where(kept.reshape(-1, *[1] * (image.ndim - 1)), image,
                           jnp.zeros((), image.dtype))
         logits, mutable = self.apply(self.model, variables, image, key=key, train=train)
-        logits = _at_least_two(logits)
+        logits = at_least_two(logits)
         logits = jnp.where(kept[:, None], logits, 0)  # [B, classes]
         losses = self.cross_entropy(logits, batch, train)
 
@@ -85,7 +85,7 @@ class Classification(LossTask):
 
     def logits(self, state: TrainState, batch: Batch) -> Array:
         """Logits [B, classes] of the evaluated parameters (the average where one is kept)."""
-        return _at_least_two(self.apply(self.model, self.variables(state), batch[self.input],
+        return at_least_two(self.apply(self.model, self.variables(state), batch[self.input],
                                         key=state.key, train=False)[0])
 
     def probabilities(self, state: TrainState, batch: Batch) -> Array:
@@ -103,7 +103,7 @@ class Classification(LossTask):
         return classification_pictures.show(self, state, material)
 
 
-def _at_least_two(logits: Array) -> Array:
+def at_least_two(logits: Array) -> Array:
     """(0, z) of a single logit z [B, 1]."""
     return jnp.pad(logits, ((0, 0), (1, 0))) if logits.shape[-1] == 1 else logits
 

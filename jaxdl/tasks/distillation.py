@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.config import Fraction, NonNegative
+from jaxdl.data.transforms import clean
 from jaxdl.errors import UserError, nearest
 from jaxdl.task import Aux, Batch, Mean
+from jaxdl.tasks.classification import at_least_two
 from jaxdl.tasks.wrapped import Wrapped, aside, observed, without
 
 Array = jax.Array
@@ -74,7 +76,7 @@ class Distillation(Wrapped):
         mean, aux, outputs = observed(inner, student, batch, key, train=True, layers=ours)
         seen = self._taught(variables, batch, key)
         mask = batch["mask"]
-        s, t = (_at_least_two(x) / self.temperature for x in (outputs[""], seen[""]))
+        s, t = (at_least_two(x) / self.temperature for x in (outputs[""], seen[""]))
         soft = jax.nn.softmax(t) * (jax.nn.log_softmax(t) - jax.nn.log_softmax(s))
         soft = Mean.of(self.temperature ** 2 * soft.sum(-1), mask)
         total = (1 - self.weight) * mean.total + self.weight * soft.total
@@ -106,10 +108,7 @@ class Distillation(Wrapped):
             return output
 
         with aside(), nn.intercept_methods(watch):
-            # What a masked example holds must not reach a gradient by 0 * NaN.
-            kept = batch["mask"] > 0
-            x = batch[self.input]
-            x = jnp.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
+            x = clean({"image": batch[self.input], "mask": batch["mask"]})["image"]
             output, _ = self.apply(self.teacher, given, x, key=key, train=False)
         for name in names:
             if name not in seen:
@@ -135,11 +134,6 @@ class Distillation(Wrapped):
                         jax.random.fold_in(key, 2 + i), outputs[mine])["params"]
                     for i, (mine, its) in enumerate(self.hints)}}
         return mean, aux
-
-
-def _at_least_two(logits: Array) -> Array:
-    """(0, z) of a single logit z [B, 1]."""
-    return jnp.pad(logits, ((0, 0), (1, 0))) if logits.shape[-1] == 1 else logits
 
 
 def _same_size(a: Array, b: Array) -> tuple[Array, Array]:

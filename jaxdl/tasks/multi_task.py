@@ -12,7 +12,7 @@ from flax import traverse_util
 from jaxdl.config import NonNegative, Regex
 from jaxdl.errors import UserError, nearest
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState, matching, merge, partition
-from jaxdl.tasks.wrapped import OPTIONS, with_gradient
+from jaxdl.tasks.wrapped import with_gradient, with_options, without_options
 
 Array = jax.Array
 
@@ -67,9 +67,7 @@ class MultiTask(LossTask):
         for name, task in self.tasks.items():
             if name in (SHARED, BALANCE) or "/" in name:
                 raise UserError(f"MultiTask: tasks: {name!r} cannot be a name here.")
-            for option in OPTIONS:
-                if getattr(task, option) != LossTask.__dataclass_fields__[option].default:
-                    raise UserError(f"MultiTask: set {option} in it, not in its task {name!r}.")
+            without_options(task, self, f"its task {name!r}")
         for what in ("fields", "weights"):
             for name in getattr(self, what):
                 if name not in self.tasks:
@@ -88,14 +86,9 @@ class MultiTask(LossTask):
 
     def inside(self, name: str) -> Any:
         """One of the tasks, with the type that this one computes in."""
-        task = self.tasks[name]
-        inner = object.__new__(type(task))
-        inner.__dict__.update(task.__dict__)
-        for option in OPTIONS:
-            inner.__dict__[option] = getattr(self, option)
-        inner.__dict__["freeze"] = ()  # Its regexes are of paths here.
-        inner.__dict__["variables"] = lambda state: self.own(name, self.variables(state))
-        return inner
+        # Regexes of `freeze` are of paths here.
+        return with_options(self.tasks[name], self, freeze=(), variables=lambda state: self.own(
+            name, self.variables(state)))
 
     def own(self, name: str, variables: dict[str, Any]) -> dict[str, Any]:
         """The variables of one of the tasks."""

@@ -33,21 +33,13 @@ class Wrapped(LossTask):
     task: LossTask
 
     def __post_init__(self) -> None:
-        for option in OPTIONS:
-            default = LossTask.__dataclass_fields__[option].default
-            if getattr(self.task, option) != default:
-                raise UserError(f"{type(self).__name__}: set {option} in it, not in the "
-                                f"{type(self.task).__name__} inside.")
+        without_options(self.task, self, f"the {type(self.task).__name__} inside")
 
     def inside(self) -> Any:
         """The task inside, with the type that this one computes in, and with `inward` of this one's
         variables for its own."""
-        inner = object.__new__(type(self.task))  # Its own checks have passed, and would refuse it.
-        inner.__dict__.update(self.task.__dict__)
-        for option in OPTIONS:
-            inner.__dict__[option] = getattr(self, option)
-        inner.__dict__["variables"] = lambda state: self.inward(self.variables(state))
-        return inner
+        return with_options(self.task, self, variables=lambda state: self.inward(
+            self.variables(state)))
 
     def inward(self, variables: dict[str, Any]) -> dict[str, Any]:
         """The variables of the task inside, made from those of this one."""
@@ -74,6 +66,22 @@ class Wrapped(LossTask):
         if name.startswith("_") or "task" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__} has no {name!r}.")
         return getattr(self.inside(), name)
+
+
+def without_options(task: LossTask, outer: LossTask, called: str) -> None:
+    """Refuses a task inside another one that sets what it would not be asked for."""
+    for option in OPTIONS:
+        if getattr(task, option) != LossTask.__dataclass_fields__[option].default:
+            raise UserError(f"{type(outer).__name__}: set {option} in it, not in {called}.")
+
+
+def with_options(task: LossTask, outer: LossTask, **more: Any) -> Any:
+    """The task with the options of the one around it, and further attributes."""
+    inner = object.__new__(type(task))  # Its own checks have passed, and would refuse it.
+    inner.__dict__.update(task.__dict__)
+    inner.__dict__.update({option: getattr(outer, option) for option in OPTIONS})
+    inner.__dict__.update(more)
+    return inner
 
 
 # What a method needs beside the loss of the task inside.
