@@ -37,8 +37,7 @@ from rich.table import Table
 
 from jaxdl import distributed, files, parallel, profile, train
 from jaxdl.data.loader import ahead
-from jaxdl.data.source import Arrays
-from jaxdl.evaluate import assemble
+from jaxdl.data.source import Arrays, assemble
 from jaxdl.experiment import Experiment, Mesh, Rule
 from jaxdl.layers import uniform
 from jaxdl.models.transformer import Transformer

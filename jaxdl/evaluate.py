@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxdl.config import Size
 from jaxdl.data.loader import Inputs, ahead, ordered
-from jaxdl.data.source import Source
+from jaxdl.data.source import Source, assemble
 from jaxdl.parallel import Devices
 from jaxdl.retrace import once
 from jaxdl.task import Task
@@ -92,7 +92,14 @@ class Evaluate:
 def total(measure: Callable[[Task, Any, Any], Any], task: Task, state: Any, context: Context, *,
           split: str, batch_size: int) -> Any:
     """The sum over a split of `measure(task, state, batch)`, as float64 NumPy arrays."""
-    source, devices = context.source(split), context.devices
+    results = each(measure, task, state, context, context.source(split), split, batch_size)
+    return jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), 0), *results)
+
+
+def each(measure: Callable[[Task, Any, Any], Any], task: Task, state: Any, context: Context,
+         source: Source, split: str, batch_size: int) -> list[Any]:
+    """`measure(task, state, batch)` of each batch of a split's source, as NumPy arrays."""
+    devices = context.devices
     batch_size = devices.round_up(batch_size)
     key = (context.name, split, batch_size)
     if key not in context.compiled:
@@ -114,17 +121,4 @@ def total(measure: Callable[[Task, Any, Any], Any], task: Task, state: Any, cont
         # Each batch on its way holds its inputs. And of many programs that sum over virtual CPU
         # devices at once, each may have the threads that another one waits for.
         jax.block_until_ready(results[:-AHEAD][-1:])
-    return jax.tree.map(lambda *x: np.sum(np.asarray(x, np.float64), 0), *jax.device_get(results))
-
-
-def assemble(source: Source, arrays: Any, inputs: Inputs, key: jax.Array) -> dict[str, Any]:
-    """The transformed batch: gathered here from arrays in memory, else already read by the host.
-
-    Traced inside the compiled step.
-    """
-    batch: dict[str, Any] = dict(inputs)
-    if arrays is not None:
-        batch |= {name: jax.numpy.take(x, inputs["index"], axis=0, mode="clip")
-                  for name, x in arrays.items()}
-    return source.transform(batch, key)
-
+    return jax.device_get(results)

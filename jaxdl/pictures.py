@@ -15,8 +15,7 @@ import jax
 import numpy as np
 
 from jaxdl.data.loader import Plan, ahead
-from jaxdl.data.source import Batch, Source, permutation
-from jaxdl.evaluate import assemble
+from jaxdl.data.source import Batch, Source, assemble, permutation
 
 
 @dataclass(frozen=True, kw_only=True)

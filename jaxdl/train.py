@@ -25,10 +25,10 @@ from jaxdl import allocator, compilation, config, cost, display, distributed, pa
 from jaxdl.checkpoint import Checkpoints, committed, load, select
 from jaxdl.clock import Clock
 from jaxdl.data.loader import Inputs, Plan, ahead, shuffled
-from jaxdl.data.source import Source
+from jaxdl.data.source import Source, assemble
 from jaxdl.display import console
 from jaxdl.errors import RunError, UsedAsStructure, UserError, nearest
-from jaxdl.evaluate import Context, assemble
+from jaxdl.evaluate import Context
 from jaxdl.experiment import Best, Experiment
 from jaxdl.init_from import overlay
 from jaxdl.nonfinite import NonFinite, explained, finite_or_raise

@@ -13,10 +13,10 @@ import pytest
 
 from jaxdl import config
 from jaxdl.data.adult import Adult
-from jaxdl.data.source import permutation
+from jaxdl.data.source import assemble, permutation
 from jaxdl.data.tabular import Table, reweighing
 from jaxdl.errors import DataMissing, UserError
-from jaxdl.evaluate import Context, assemble
+from jaxdl.evaluate import Context
 from jaxdl.experiment import Mesh
 from jaxdl.models.mlp import MLP
 from jaxdl.parallel import arrange

@@ -16,8 +16,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jaxdl import parallel
+from jaxdl.data.source import assemble
 from jaxdl.errors import UserError
-from jaxdl.evaluate import assemble
 from jaxdl.experiment import Mesh, Rule
 from jaxdl.models.mlp import MLP
 from jaxdl.optimizer import SGD, Adam, Constant

@@ -16,8 +16,9 @@ from jaxdl.accountant import ORDERS, noise_for, privacy_spent, renyi_divergence
 from jaxdl.data.digits import Digits
 from jaxdl.data.loader import shuffled
 from jaxdl.data.poisson import Poisson
+from jaxdl.data.source import assemble
 from jaxdl.errors import UserError
-from jaxdl.evaluate import Context, assemble
+from jaxdl.evaluate import Context
 from jaxdl.experiment import Experiment
 from jaxdl.models.mlp import MLP
 from jaxdl.optimizer import SGD, Constant

@@ -11,9 +11,8 @@ import jax  # isort: skip
 import numpy as np
 
 from jaxdl.data.loader import ahead, shuffled
-from jaxdl.data.source import Arrays, Records, Source
+from jaxdl.data.source import Arrays, Records, Source, assemble
 from jaxdl.data.transforms import Flip, Normalise, PadCrop
-from jaxdl.evaluate import assemble
 
 BATCH = 128
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)

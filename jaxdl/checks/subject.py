@@ -29,8 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl import config, cost, parallel
-from jaxdl.data.source import Arrays, Source
-from jaxdl.evaluate import assemble
+from jaxdl.data.source import Arrays, Source, assemble
 from jaxdl.experiment import Experiment, Mesh
 from jaxdl.task import LossTask
 from jaxdl.train import SHORT, Carry, Program, splits

@@ -129,6 +129,18 @@ def transformed(transforms: Sequence[Transform], batch: Batch, key: Array) -> Ba
     return batch
 
 
+def assemble(source: Source, arrays: Any, inputs: Mapping[str, Any], key: Array) -> Batch:
+    """The transformed batch: gathered here from arrays in memory, else already read by the host.
+
+    Traced inside the compiled step.
+    """
+    batch: Batch = dict(inputs)
+    if arrays is not None:
+        batch |= {name: jnp.take(x, inputs["index"], axis=0, mode="clip")
+                  for name, x in arrays.items()}
+    return source.transform(batch, key)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Arrays:
     """A source of arrays in memory: gathered and augmented inside the compiled step.

@@ -16,9 +16,8 @@ import numpy as np
 
 from jaxdl.config import Between, Size
 from jaxdl.data.few_labels import balanced
-from jaxdl.data.loader import Inputs, ahead, ordered
 from jaxdl.errors import UserError
-from jaxdl.evaluate import AHEAD, Context, assemble
+from jaxdl.evaluate import Context, each
 from jaxdl.task import Batch, TrainState
 
 Array = jax.Array
@@ -59,24 +58,12 @@ def collected(task: Any, state: TrainState, context: Context, split: str, like: 
     source: Any = context.source(split)
     if split != like and hasattr(source, "transforms"):  # training data, but not augmented
         source = replace(source, transforms=getattr(context.source(like), "transforms", ()))
-    devices, batch_size = context.devices, context.devices.round_up(context.batch_size)
-    if (key := (context.name, split)) not in context.compiled:
-        def run(state: Any, knobs: Any, arrays: Any, inputs: Inputs) -> Any:
-            bound = task if context.bound is None else context.bound(knobs)
-            batch = assemble(source, arrays, inputs, jax.random.key(0))
-            return features(bound, state, batch), batch["label"], batch["mask"]
 
-        context.compiled[key] = (
-            jax.jit(run, in_shardings=(None, None, devices.replicated, devices.batch),
-                    out_shardings=devices.replicated), devices.replicate(source.arrays))
-    run, arrays = context.compiled[key]
-    rows = []
-    for inputs in ahead(source, ordered(source.size, batch_size), devices.rows(batch_size),
-                        context.poll):
-        context.poll()
-        rows.append(run(state, context.knobs, arrays, devices.place(inputs, batch_size)))
-        jax.block_until_ready(rows[:-AHEAD][-1:])  # not all on their way at once
-    found, label, mask = (np.concatenate(x) for x in zip(*jax.device_get(rows), strict=True))
+    def measure(task: Any, state: TrainState, batch: Batch) -> Any:
+        return features(task, state, batch), batch["label"], batch["mask"]
+
+    rows = each(measure, task, state, context, source, split, context.batch_size)
+    found, label, mask = (np.concatenate(x) for x in zip(*rows, strict=True))
     kept = (mask > 0) & (label >= 0)  # -1: an example whose label is not known
     return found[kept].astype(np.float32), label[kept]
 
