@@ -261,5 +261,6 @@ def test_a_pruned_weight_stays_zero_when_rounded() -> None:
                 end=0.).build(3)
     state = jax.jit(lambda key: task.init(key, BATCH, tx))(jax.random.key(1))
     state = step(task, state, 3, tx)
+    network = task.innermost(task.variables(state))
     for path, mask in named(state.opt_state.masks).items():
-        assert (named(task.variables(state)["params"])[path][~mask] == 0).all() and not mask.all()
+        assert (named(network["params"])[path][~mask] == 0).all() and not mask.all()

@@ -64,14 +64,16 @@ class QuantizationAware(Wrapped):
              train: bool) -> tuple[Mean, Aux]:
         fresh = not variables
         with nn.intercept_methods(self.inputs(batch["mask"])):
-            if not fresh:
-                variables = {**variables, "params": jax.tree.map(
-                    straight_through, self.rounded(variables["params"]), variables["params"])}
-            found = self.inside().loss(variables, batch, key, train=train)
+            found = super().loss(variables, batch, key, train=train)
         if fresh:
             matching([path for path, x in named(variables["params"]).items() if x.ndim >= 2],
                      self.only, "task.only")
         return found
+
+    def inward(self, variables: dict[str, Any]) -> dict[str, Any]:
+        """The rounded network, through which the gradient passes to the weights."""
+        params = variables["params"]
+        return {**variables, "params": jax.tree.map(straight_through, self.rounded(params), params)}
 
     def rounded(self, params: Any) -> Any:
         """The parameters of the rounded network."""
@@ -105,22 +107,16 @@ class QuantizationAware(Wrapped):
         new = jnp.stack([jnp.minimum(x.min(), 0), jnp.maximum(x.max(), 0)])
         return jnp.where(old[0] < old[1], self.decay * old + (1 - self.decay) * new, new)
 
-    # What the task inside does with a state, it does with that of the rounded network.
+    # What the task inside does with a state, it does with rounded inputs, too.
 
     def of_rounded(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """function(*args), with any state among them rounded."""
-        given = [quantize.rounded_state(x, self.bits, self.only) if isinstance(x, TrainState)
-                 else x for x in args]
+        """function(*args, **kwargs) with the inputs of layers rounded."""
         with nn.intercept_methods(self.inputs(None)):
-            found = function(*given, **kwargs)
+            found = function(*args, **kwargs)
             return list(found) if inspect.isgenerator(found) else found
 
-    def variables(self, state: TrainState) -> dict[str, Any]:
-        found = super().variables(state)
-        return {**found, "params": self.rounded(found["params"])}
-
     def evaluate(self, state: TrainState, batch: Batch) -> Mapping[str, Mean]:
-        return self.of_rounded(self.inside().evaluate, state, batch)
+        return self.of_rounded(super().evaluate, state, batch)
 
     def __getattr__(self, name: str) -> Any:
         found = super().__getattr__(name)
