@@ -166,8 +166,10 @@ def swept(folder: Path) -> tuple[str, ...]:
     told = (f"; best {metric} {number(metric, groups[best])}: {', '.join(best) or 'no change'}"
             if groups else "")
     ended = sum(line[1] in ("done", "pruned", "failed") for line in lines)
+    failed = sum(line[1] == "failed" for line in lines)
+    trials = f"{ended} of {len(lines)} trials" + (f", {failed} failed" if failed else "")
     return (f"`{facts['name']}`, sweep", kind, first_line(facts["expected"]),
-            f"{ended} of {len(lines)} trials{told}".replace("|", "\\|"),
+            f"{trials}{told}".replace("|", "\\|"),
             lasting(sum(float(line[place + 2]) for line in lines)),
             f"`python launch.py sweep --experiment={facts['name']}`")
 

@@ -81,13 +81,14 @@ def test_a_sweep_is_a_row_with_its_best_trial(tmp_path: Path) -> None:
         "5,pending,Lion,1,,0,0,,\n")
     row = results.swept(folder)
     assert row == ("`tiny`, sweep", "Digits", "A tiny MLP \\| digits: 50 % test accuracy.",
-                   "5 of 6 trials; best test/loss 0.22 ± 0.028 (2 seeds): optimizer=Adam",
+                   "5 of 6 trials, 1 failed; best test/loss 0.22 ± 0.028 (2 seeds): "
+                   "optimizer=Adam",
                    "1 min 10 s", "`python launch.py sweep --experiment=tiny`")
     unranked = json.loads((folder / "sweep.json").read_text()) | {"metric": None}
     (folder / "sweep.json").write_text(json.dumps(unranked))
     text = (folder / "results.csv").read_text()
     (folder / "results.csv").write_text(re.sub(r"(?m)^(\d,done,\w+,\d),[^,]*", r"\1,", text))
-    assert results.swept(folder)[3] == "5 of 6 trials"
+    assert results.swept(folder)[3] == "5 of 6 trials, 1 failed"
     (folder / "sweep.json").write_text("{}")
     with pytest.raises(UserError, match="a sweep that cannot be read"):
         results.swept(folder)
