@@ -286,7 +286,7 @@ class Page:
         """The overrides that differ between trials; those of a single trial all."""
         paths = self.paths or (list(trial.overrides) if len(self.trials) == 1 else [])
         return between.join(f"{self.names[p]} = {clipped(text(override(trial, p)), 80)}"
-                            for p in paths if seed or p != "seed")
+                            for p in paths if p in trial.overrides and (seed or p != "seed"))
 
     def hover(self, trial: PageTrial) -> str:
         value = "no value" if finite(trial.value) is None else text(trial.value)
@@ -323,21 +323,22 @@ class Page:
         arrow = "↑" if self.mode == "max" else "↓"
         head = "".join(f'<th title="{escaped(title)}"><button>{escaped(name)}</button></th>'
                        for name, title in [
-            ("trial", "number"), *((clipped(self.names[p], 30), p) for p in paths),
-            (f"{self.metric} {arrow}", "best so far"), ("step", "newest with results"),
+            # What counts comes first: the leaves may be too many for the width of a page.
+            ("trial", "number"), (f"{self.metric} {arrow}", "best so far"),
+            *((clipped(self.names[p], 30), p) for p in paths), ("step", "newest with results"),
             ("state", "state"), ("seconds", "seconds")])
         places = {p: dict(zip(map(id, self.trials), axis(
             [override(t, p) for t in self.trials]).at, strict=True)) for p in paths}
         rows = []
         for t in self.trials:
-            cells = [cell(t.number, f"{t.number}")]
-            cells += [cell(places[p][id(t)], clipped(text(override(t, p)), 40),
-                           text(override(t, p))) for p in paths]
             value = finite(t.value)
             newest = "\n".join(f"{k}: {text(v)}" for k, v in t.results.items())
-            cells += [cell(value, "-" if t.value is None else text(t.value) if value is None
-                           else f"{value:#.4g}".rstrip("."), newest),
-                      cell(finite(t.step), f"{t.step:,}"),
+            cells = [cell(t.number, f"{t.number}"),
+                     cell(value, "-" if t.value is None else text(t.value) if value is None
+                          else f"{value:#.4g}".rstrip("."), newest)]
+            cells += [cell(places[p][id(t)], clipped(text(override(t, p)), 40),
+                           text(override(t, p))) for p in paths]
+            cells += [cell(finite(t.step), f"{t.step:,}"),
                       cell(list(STATES).index(t.state) if t.state in STATES else -1, t.state,
                            t.reason, STATES.get(t.state, "")),
                       cell(finite(t.seconds), f"{t.seconds:,.{0 if t.seconds >= 100 else 1}f}")]
@@ -352,13 +353,13 @@ class Page:
         if not self.groups:
             return ""
         paths = [p for p in self.paths if p != "seed"]
-        head = [*(clipped(self.names[p], 30) for p in paths), f"{self.metric}: mean ± sd", "n",
+        head = [f"{self.metric}: mean ± sd", "n", *(clipped(self.names[p], 30) for p in paths),
                 "trials"]
         rows = []
         for c in self.groups:
-            cells = [cell(None, clipped(text(override(c.trials[0], p)), 40)) for p in paths]
-            cells += [cell(None, mean_and_sd(c)), cell(None, f"{c.n}"),
-                      cell(None, clipped(", ".join(str(t.number) for t in c.trials), 60))]
+            cells = [cell(None, mean_and_sd(c)), cell(None, f"{c.n}"),
+                     *(cell(None, clipped(text(override(c.trials[0], p)), 40)) for p in paths),
+                     cell(None, clipped(", ".join(str(t.number) for t in c.trials), 60))]
             rows.append(f"<tr{' class=best' if c is self.groups[0] and c.n else ''}>"
                         f"{''.join(cells)}</tr>")
         return section("Over seeds", table("".join(f"<th>{escaped(h)}</th>" for h in head), rows)
