@@ -56,6 +56,7 @@ from jaxdl.errors import RunError
 from jaxdl.process import PREEMPTED
 
 GAP = 8  # steps from one kill to the next, in the mean
+FAULTS = {"kill": 0, "ENOSPC": errno.ENOSPC, "EIO": errno.EIO}  # at a call to the file system
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,16 @@ class Lab:
       folder: for their runs.
       kills: at most so many in a campaign; None for the full figures.
       seed: of the moments.
+      experiments: of "steps".
+      faults: of "calls".
       bar: shows how far they are.
     """
 
     folder: Path
     kills: int | None
     seed: int
+    experiments: list[str]
+    faults: list[str]
     bar: Progress
 
     def count(self, full: int) -> int:
@@ -215,6 +220,8 @@ def steps(lab: Lab) -> Iterator[Figure]:
     total = lab.count(500)
     for i, name in enumerate(names):
         count = total // len(names) + (i < total % len(names))
+        if name not in lab.experiments:
+            continue
         training = Training(lab.folder / f"steps {name}", name, {"steps": max(60, GAP * count)})
         kills = training.killed(lab, count)
         different = training.differences()
@@ -420,11 +427,12 @@ def calls(lab: Lab) -> Iterator[Figure]:
     if reason := chaos.untraceable():
         yield Figure("2, 11: every call to the file system", f"skipped: {reason}", False)
         return
-    faults = {"a kill": 0, "ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
-    for fault, number in faults.items():
+    for fault, number in FAULTS.items():
+        if fault not in lab.faults:
+            continue
         ours, theirs = (befallen(lab, f"{who}, one kept", fault, number)
                         for who in ("jaxdl", "Orbax"))
-        row = "2" if fault == "a kill" else "11"
+        row = "2" if fault == "kill" else "11"
         yield Figure(f"{row}: {fault} at each of {ours.points} calls (plain Orbax: "
                      f"{theirs.points}) of one save and one deletion",
                      str(ours), ours.bad, str(theirs))
@@ -501,7 +509,7 @@ def problems(seen: Mapping[str, Any], status: int, said: str, fault: str) -> Ite
     what it told of an error."""
     if status == -signal.SIGALRM:
         yield f"hung for {chaos.PATIENCE:.0f} s"
-    elif status not in ((-signal.SIGKILL,) if fault == "a kill" else (0, 1)):
+    elif status not in ((-signal.SIGKILL,) if fault == "kill" else (0, 1)):
         yield f"ended with {status}"
     elif status == 1 and not said:
         yield "ended in a traceback"
@@ -576,6 +584,8 @@ def sigterm(lab: Lab) -> Iterator[Figure]:
     total, names = lab.count(200), list(chaos.EXPERIMENTS)
     for i, name in enumerate(names):
         count = total // len(names) + (i < total % len(names))
+        if name not in lab.experiments:
+            continue
         training = Training(lab.folder / f"sigterm {name}", name, {"steps": max(60, GAP * count)})
         lengths = {**until_compile(training), **medians(training.straight())}
         chance = lab.chance(f"sigterm {name}")
@@ -711,6 +721,11 @@ def main() -> int:
     parser.add_argument("--campaign", nargs="+", choices=CAMPAIGNS, default=list(CAMPAIGNS),
                         metavar="NAME", help=f"which: {', '.join(CAMPAIGNS)}; all if left out")
     parser.add_argument("--kills", type=int, help="at most so many in each, for a shorter run")
+    parser.add_argument("--experiments", nargs="+", choices=chaos.EXPERIMENTS,
+                        default=list(chaos.EXPERIMENTS), metavar="NAME",
+                        help=f"of steps: {', '.join(chaos.EXPERIMENTS)}; all if left out")
+    parser.add_argument("--faults", nargs="+", choices=FAULTS, default=list(FAULTS),
+                        metavar="NAME", help=f"of calls: {', '.join(FAULTS)}; all if left out")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--folder", type=Path, help="where the runs are made, and stay; a "
                         "temporary one, which stays only if a figure is bad, if left out")
@@ -732,7 +747,7 @@ def main() -> int:
                TimeElapsedColumn())
     with Progress(*columns, console=shown, auto_refresh=False,
                   disable=not shown.is_terminal) as bar:
-        lab = Lab(folder, flags.kills, flags.seed, bar)
+        lab = Lab(folder, flags.kills, flags.seed, flags.experiments, flags.faults, bar)
         for name in flags.campaign:
             last = time.time()
             for figure in CAMPAIGNS[name](lab):

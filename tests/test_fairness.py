@@ -110,11 +110,20 @@ def test_a_table_becomes_numbers(tmp_path: Path) -> None:
      r"line 4, column 'paid': 'nope' is none of 'no', 'yes'. Did you mean 'no'\?"),
     (("no,F\n\n", "no,X\n\n"), r"line 4, column 'sex': 'X' is none of 'F', 'M'"),
     (("age, job", "aged, job"), r"there is no column 'age'. Did you mean 'aged'\?"),
+    (("job ,city", "age,city"), r"there is more than one column 'age'"),
+    (("Rome,no,M", '"Rome,no,M'), r"after line 7: expected CSV in UTF-8, but unexpected end"),
 ])
 def test_what_is_wrong_in_a_table_is_told_with_its_place(
         tmp_path: Path, change: tuple[str, str], message: str) -> None:
     data = table(tmp_path, CSV.replace(*change))
     with pytest.raises(UserError, match=message):
+        data.open("train")
+
+
+def test_a_table_in_another_encoding_is_told(tmp_path: Path) -> None:
+    data = table(tmp_path)
+    Path(data.path).write_bytes(CSV.replace("Oslo", "Orléans").encode("latin-1"))
+    with pytest.raises(UserError, match=r"people.csv: after line 0: expected CSV in UTF-8, but "):
         data.open("train")
 
 

@@ -117,22 +117,29 @@ class Table:
             raise UserError(f"{type(self).__name__}: name features, in numeric or categorical.")
         if self.reweigh and self.group is None:
             raise UserError(f"{type(self).__name__}: reweigh=True needs a group.")
-        path = self.file()
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = csv.reader(file, skipinitialspace=True)
-            header = [cell.strip() for cell in next(lines, [])]
-            wanted = [*self.numeric, *self.categorical, self.label, *filter(None, [self.group])]
-            for name in wanted:
-                if name not in header:
-                    raise UserError(f"{path}: there is no column {name!r}."
-                                    f"{nearest(name, header)}")
-            for cells in lines:
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise UserError(f"{path}: line {lines.line_num} has {len(cells)} cells, "
-                                    f"expected {len(header)}.")
-                yield lines.line_num, dict(zip(header, map(str.strip, cells), strict=True))
+        path, lines = self.file(), None
+        try:
+            with path.open(newline="", encoding="utf-8-sig") as file:
+                lines = csv.reader(file, skipinitialspace=True, strict=True)
+                header = [cell.strip() for cell in next(lines, [])]
+                wanted = [*self.numeric, *self.categorical, self.label,
+                          *filter(None, [self.group])]
+                for name in wanted:
+                    if name not in header:
+                        raise UserError(f"{path}: there is no column {name!r}."
+                                        f"{nearest(name, header)}")
+                    if header.count(name) > 1:
+                        raise UserError(f"{path}: there is more than one column {name!r}.")
+                for cells in lines:
+                    if not cells:
+                        continue
+                    if len(cells) != len(header):
+                        raise UserError(f"{path}: line {lines.line_num} has {len(cells)} cells, "
+                                        f"expected {len(header)}.")
+                    yield lines.line_num, dict(zip(header, map(str.strip, cells), strict=True))
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise UserError(f"{path}: after line {lines.line_num if lines else 0}: expected CSV in "
+                            f"UTF-8, but {error}.") from error
 
     def _numbers(self, rows: list[Row], name: str, train: np.ndarray) -> np.ndarray:
         """A standardised column: [N, 1]."""
