@@ -61,8 +61,9 @@ def examine(experiment: Experiment, subject: Subject | None = None, *, fast: boo
     it may not be able to do in training.
     """
     subject = subject or Subject(experiment)
-    reasons = {**getattr(getattr(experiment.task, "model", None), "not_applicable", {}),
-               **getattr(experiment.task, "not_applicable", {})}
+    parts = (experiment.data, getattr(experiment.task, "model", None), experiment.task)
+    reasons = {name: reason for part in parts
+               for name, reason in getattr(part, "not_applicable", {}).items()}
     for name, check in checks(experiment.task, fast=fast, only=only).items():
         began = time.perf_counter()
         if name in reasons:

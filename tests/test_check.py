@@ -13,9 +13,14 @@ from jaxdl import check, cli, config
 from jaxdl.checks import subject as subjects
 from jaxdl.checks.subject import NO_LOSS, Finding, Subject
 from jaxdl.checks.training import learning_rate_range
-from jaxdl.data.source import Records, Source
+from jaxdl.data.digits import Digits
+from jaxdl.data.poisson import Poisson
+from jaxdl.data.source import Records, Source, permutation
+from jaxdl.data.tabular import Table
 from jaxdl.models.mlp import MLP
 from jaxdl.tasks.classification import Classification
+from jaxdl.tasks.fairness import TabularClassification
+from jaxdl.tasks.multi_task import MultiTask
 from tests import plants
 
 
@@ -154,6 +159,49 @@ def test_a_model_may_say_that_a_check_does_not_apply(monkeypatch: pytest.MonkeyP
                         {"order": "no reason"}, raising=False)
     found = {n: f for n, f, _ in check.examine(experiment, only=("order",))}
     assert (found["order"].verdict, found["order"].look_at) == ("-", "no reason")
+
+
+def test_rows_of_a_table_agree_by_chance_and_leak_beyond_it(tmp_path: Path) -> None:
+    """Of 500 people of 40 kinds, whose labels differ by chance, each has an equal in training;
+    where hardly one has, a tenth of the test there is a leak."""
+    draw = np.random.default_rng(0)
+
+    def found(kinds: np.ndarray) -> dict[str, Finding]:
+        path = tmp_path / f"{len(np.unique(kinds))}.csv"
+        path.write_text("x,y\n" + "".join(f"{kind},{label}\n" for kind, label in zip(
+            kinds, draw.integers(0, 2, len(kinds)), strict=True)))
+        data = Table(path=str(path), numeric=("x",), label="y", labels=("0", "1"))
+        experiment = plants.digits(data=data, task=TabularClassification(
+            model=MLP(widths=(8,), classes=2)))
+        return {n: f for n, f, _ in check.examine(experiment, only=("duplicates", "leakage"))}
+
+    chance = found(draw.integers(0, 40, 500))
+    assert [f.verdict for f in chance.values()] == ["warn", "warn"]
+    assert "% of train have an equal there" in chance["leakage"].measured
+    kinds = np.arange(500)
+    test = permutation(0, 0, 500)[:100]
+    kinds[test[:10]] = kinds[permutation(0, 0, 500)[100:110]]
+    leak = found(kinds)
+    assert [f.verdict for f in leak.values()] == ["pass", "FAIL"]
+    assert leak["leakage"].measured.startswith("10 of 100 of test are in train")
+
+
+def test_the_data_may_say_that_a_check_does_not_apply() -> None:
+    experiment = plants.digits(data=Poisson(data=Digits(size=8, channels=1), expected=16))
+    found = {n: f for n, f, _ in check.examine(experiment, only=("order",))}
+    assert (found["order"].verdict, found["order"].look_at) == (
+        "-", "each batch is drawn anew, there are no epochs")
+
+
+def test_tasks_that_share_a_trunk_grow_together() -> None:
+    one = plants.digits(MLP(widths=(16,))).task
+    experiment = plants.digits(task=MultiTask(
+        tasks={"a": one, "b": one}, shared=("dense.*",), balance="uncertainty"))
+    found = {n: f for n, f, _ in check.examine(experiment, Subject(experiment, steps=10), only=(
+        "labels", "modes", "capacity"))}
+    assert {n: f.verdict for n, f in found.items()} == {
+        "labels": "pass", "modes": "-", "capacity": "pass"}
+    assert "tasks.a.model.widths=(16,) (1,382 parameters)" in found["capacity"].measured
 
 
 def test_the_rate_rises_whatever_the_schedule_does_with_it() -> None:

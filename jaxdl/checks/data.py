@@ -1,5 +1,6 @@
 """Checks of the data: what the network is given, before it has done anything with it."""
 
+import collections
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
@@ -68,11 +69,12 @@ def _labels(subject: Subject, source: Any) -> np.ndarray | None:
 
 
 def classes(subject: Subject) -> int | None:
-    """K of the logits, if the task has some."""
+    """K of the logits, if the task has some, and the same of all where it has several."""
     if not hasattr(subject.task, "logits"):
         return None
-    shape = jax.eval_shape(subject.task.logits, subject.fresh, subject.batch(subject.train, 2))
-    return shape.shape[-1]
+    found = {x.shape[-1] for x in jax.tree.leaves(jax.eval_shape(
+        subject.task.logits, subject.fresh, subject.batch(subject.train, 2)))}
+    return found.pop() if len(found) == 1 else None
 
 
 def labels(subject: Subject) -> Finding:
@@ -122,8 +124,16 @@ def _hashes(subject: Subject, source: Any) -> list[bytes]:
             for i in range(len(arrays[0]))] if arrays else []
 
 
+def _rows(subject: Subject) -> bool:
+    """Whether an example is one row of features, which two people may share and yet be two."""
+    arrays = [np.asarray(x) for n, x in (subject.train.arrays or {}).items()
+              if n in subject.inputs]
+    return bool(arrays) and all(x.ndim <= 2 for x in arrays)
+
+
 def duplicates(subject: Subject) -> Finding:
-    """No example stands twice in the training data, least of all with two labels."""
+    """No example stands twice in the training data, least of all with two labels. Rows of a table
+    may agree by chance: there it is something to look at, and no failure."""
     if getattr(subject.task, "causal", False):
         return skipped("a text goes on in more than one way")
     found = _hashes(subject, subject.train)
@@ -142,16 +152,19 @@ def duplicates(subject: Subject) -> Finding:
     share, conflict = twice / len(found), len(conflicts) / len(found)
     text = f"{twice} of {len(found):,} are copies, {len(conflicts)} with another label"
     where = f" (examples {conflicts[0][0]} and {conflicts[0][1]})" if conflicts else ""
-    return judged(text + where if conflict > 0.005 else "",
+    return judged(text + where if conflict > 0.005 and not _rows(subject) else "",
                   text + where if conflicts or share > 0.01 else "", measured=text,
                   expected="no copies, no contradictions", look_at="how the data was collected")
 
 
 def leakage(subject: Subject) -> Finding:
-    """No example of a held-out split is in the training data."""
+    """No example of a held-out split is in the training data. Where training examples equal one
+    another, by chance in a table, those of the held-out split may as often."""
     if not subject.others:
         return skipped("no split is held out")
-    train = set(_hashes(subject, subject.train))
+    counts = collections.Counter(_hashes(subject, subject.train))
+    train = set(counts)
+    chance = sum(n for n in counts.values() if n > 1) / max(counts.total(), 1)
     wrong, doubtful, said = [], [], []
     for split, source in subject.others.items():
         found = _hashes(subject, source)
@@ -160,8 +173,9 @@ def leakage(subject: Subject) -> Finding:
         text = f"{len(both)} of {len(found):,} of {split}"
         said.append(text)
         if both:
-            (wrong if share > 0.01 else doubtful).append(
-                f"{text} are in train (example {both[0]} of {split})")
+            often = f"; {chance:.1%} of train have an equal there" if chance > 0.01 else ""
+            (wrong if share > 0.01 + 1.5 * chance * _rows(subject) else doubtful).append(
+                f"{text} are in train (example {both[0]} of {split}{often})")
     return judged("; ".join(wrong), "; ".join(doubtful), measured=f"{', '.join(said)} in train",
                   expected="none", look_at="how the splits were made")
 

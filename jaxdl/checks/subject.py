@@ -12,7 +12,8 @@ these may be there:
     logits          (state, batch) -> [B, K] or [B, T, V]
     causal          whether the output at t must not depend on inputs after t
     initial_loss    (batch) -> the loss that a fresh model should have
-    not_applicable  name of a check -> the reason why it does not apply; its `model` may say so too
+    not_applicable  name of a check -> the reason why it does not apply; its `model` may say so too,
+                    and the experiment's data
     checks          name -> function of a Subject: checks of its own
 """
 

@@ -2,7 +2,7 @@
 for which the data, the labels and the learning rate are arguments."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -183,6 +183,14 @@ def wider(experiment: Any) -> tuple[str, Any, Any] | None:
     return None
 
 
+def _alike(experiment: Any, path: str, value: Any) -> Iterator[str]:
+    """The same leaf of every part that has one: tasks that share layers grow together."""
+    last = path.rpartition(".")[2]
+    for other, leaf in config.leaves(experiment):
+        if other.startswith("task.") and other.rpartition(".")[2] == last and leaf.value == value:
+            yield other
+
+
 def capacity(subject: Subject) -> Finding:
     """A larger model fits the training data at least as well."""
     if not subject.has_loss:
@@ -192,7 +200,8 @@ def capacity(subject: Subject) -> Finding:
         return skipped(f"none of {', '.join(WIDTHS)} is a leaf of the task")
     path, old, new = found
     try:
-        larger = Program(config.replace(subject.quiet, {path: new}), subject.plain,
+        larger = Program(config.replace(subject.quiet, {p: new for p in _alike(
+            subject.quiet, path, old)}), subject.plain,
                          subject.devices)
     except UserError as error:  # A size that the model does not have.
         return skipped(f"{path}={new}: {error}")

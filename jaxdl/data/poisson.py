@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +82,9 @@ class Poisson(Around):
       data: the data set.
       expected: how many examples a batch holds on average.
     """
+
+    not_applicable: ClassVar[Mapping[str, str]] = {
+        "order": "each batch is drawn anew, there are no epochs"}
 
     expected: Size = 256
 

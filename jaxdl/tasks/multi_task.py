@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -58,9 +58,6 @@ class MultiTask(LossTask):
     balance: Literal["fixed", "uncertainty", "gradnorm", "pcgrad"] = "fixed"
     alpha: NonNegative = 1.5
 
-    not_applicable: ClassVar[Mapping[str, str]] = {
-        "initial_loss": "the sum of the losses of several tasks"}
-
     def __post_init__(self) -> None:
         if len(self.tasks) < 2:
             raise UserError("MultiTask: tasks: two at least.")
@@ -73,6 +70,13 @@ class MultiTask(LossTask):
                 if name not in self.tasks:
                     raise UserError(f"MultiTask: {what}: no task {name!r}."
                                     f"{nearest(name, self.tasks)}")
+
+    @property
+    def not_applicable(self) -> Mapping[str, str]:
+        """Checks that would tell nothing."""
+        weighted = {"modes": "the weights of the losses are in training alone"}
+        return {"initial_loss": "the sum of the losses of several tasks",
+                **(weighted if self.balance in ("uncertainty", "gradnorm") else {})}
 
     @property
     def targets(self) -> tuple[str, ...]:
