@@ -61,9 +61,7 @@ def examine(experiment: Experiment, subject: Subject | None = None, *, fast: boo
     it may not be able to do in training.
     """
     subject = subject or Subject(experiment)
-    parts = (experiment.data, getattr(experiment.task, "model", None), experiment.task)
-    reasons = {name: reason for part in parts
-               for name, reason in getattr(part, "not_applicable", {}).items()}
+    reasons = _reasons(experiment)
     for name, check in checks(experiment.task, fast=fast, only=only).items():
         began = time.perf_counter()
         if name in reasons:
@@ -80,6 +78,17 @@ def examine(experiment: Experiment, subject: Subject | None = None, *, fast: boo
             except Exception as error:
                 finding = _raised(error)
         yield name, finding, time.perf_counter() - began
+
+
+def _reasons(experiment: Experiment) -> dict[str, str]:
+    """Why checks do not apply, as the data, the model and the task say, and the tasks inside."""
+    parts, task = [experiment.task], getattr(experiment.task, "task", None)
+    while task is not None:
+        parts.append(task)
+        task = getattr(task, "task", None)
+    parts += [getattr(experiment.task, "model", None), experiment.data]
+    return {name: reason for part in reversed(parts)
+            for name, reason in getattr(part, "not_applicable", {}).items()}
 
 
 def _raised(error: Exception) -> Finding:

@@ -1,7 +1,7 @@
 """Each check finds the bug that it is meant for, and is silent where there is none. All checks of
 all plants together take minutes: `benchmarks/check.py`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from jaxdl.data.poisson import Poisson
 from jaxdl.data.source import Records, Source, permutation
 from jaxdl.data.tabular import Table
 from jaxdl.models.mlp import MLP
+from jaxdl.tasks.adversarial import AdversarialTraining, Attack
+from jaxdl.tasks.averaging import SWA
 from jaxdl.tasks.classification import Classification
 from jaxdl.tasks.fairness import TabularClassification
 from jaxdl.tasks.multi_task import MultiTask
@@ -193,8 +195,21 @@ def test_the_data_may_say_that_a_check_does_not_apply() -> None:
         "-", "each batch is drawn anew, there are no epochs")
 
 
+def test_micro_batches_of_a_loss_that_draws_are_not_compared() -> None:
+    """Nor asked for where what is random can be turned off; a task inside has its say, too."""
+    plain: Any = plants.digits(MLP(widths=(16,), dropout=0.5)).task
+    task = AdversarialTraining(task=plain, attack=Attack(steps=1, random=False))
+    for random, verdict in ((False, "pass"), (True, "-")):
+        experiment = plants.digits(task=SWA(start=5, task=replace(task, attack=replace(
+            task.attack, random=random))))
+        found = {n: f for n, f, _ in check.examine(experiment, Subject(experiment, steps=5), only=(
+            "accumulation", "modes"))}
+        assert found["accumulation"].verdict == verdict, found
+        assert found["modes"].look_at == "images are attacked in training alone"
+
+
 def test_tasks_that_share_a_trunk_grow_together() -> None:
-    one = plants.digits(MLP(widths=(16,))).task
+    one: Any = plants.digits(MLP(widths=(16,))).task
     experiment = plants.digits(task=MultiTask(
         tasks={"a": one, "b": one}, shared=("dense.*",), balance="uncertainty"))
     found = {n: f for n, f, _ in check.examine(experiment, Subject(experiment, steps=10), only=(

@@ -22,6 +22,13 @@ def inputs(subject: Subject) -> Finding:
     wrong, doubtful, said = [], [], []
     seen = {"train": subject.batch(subject.train, 1_024), **{
         name: subject.batch(source, 512) for name, source in subject.others.items()}}
+    for split, source in {"train": subject.train, **subject.others}.items():
+        for field, stored in (source.arrays or {}).items():  # all of them, not only a batch
+            if field in subject.inputs and np.issubdtype(np.asarray(stored).dtype, np.floating):
+                finite = np.isfinite(stored).reshape(len(stored), -1).all(1)
+                if not finite.all():
+                    wrong.append(f"{split}: {field} is not finite in {(~finite).sum()} of "
+                                 f"{len(finite):,} examples (example {finite.argmin()})")
     for field in subject.inputs:
         first: Any = None
         for split, batch in seen.items():

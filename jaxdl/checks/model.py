@@ -297,7 +297,8 @@ def modes(subject: Subject) -> Finding:
     elif mutable and all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(
             jax.tree.leaves(mutable), jax.tree.leaves(subject.fresh.mutable), strict=True)):
         wrong = f"{', '.join(mutable)}: never changes in training"
-    elif not dropout and not mutable and not smoothing and (found[0, 0] != found[0, 1]):
+    elif not dropout and not mutable and not smoothing and not math.isclose(
+            found[0, 0], found[0, 1], rel_tol=1e-5, abs_tol=1e-6):
         doubtful = (f"the loss is {found[0, 0]:.5g} in training, {found[0, 1]:.5g} in evaluation, "
                     "and there is neither dropout nor batch norm")
     causes = ", ".join([*dropout[:2], *smoothing[:1], *mutable])
@@ -324,6 +325,11 @@ def accumulation(subject: Subject) -> Finding:
     batch["mask"] = jnp.asarray(np.arange(size) % 2 == 0, jnp.float32).at[1].set(1)
     quiet, tx = subject.quiet.task, optax.sgd(1.)
     state = dataclasses.replace(subject.warm, opt_state=tx.init(subject.warm.params))
+
+    drawn = subject.compiled(lambda key, state: subject.loss(
+        state.params, state, batch, train=True, key=key, task=quiet)[0])
+    if float(drawn(jax.random.key(1), state)) != float(drawn(jax.random.key(2), state)):
+        return skipped("the loss draws at random, in each micro-batch anew")
 
     def gradient(parts: int) -> Any:
         task = dataclasses.replace(quiet, accumulate=parts)

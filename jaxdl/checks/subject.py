@@ -12,6 +12,7 @@ these may be there:
     logits          (state, batch) -> [B, K] or [B, T, V]
     causal          whether the output at t must not depend on inputs after t
     initial_loss    (batch) -> the loss that a fresh model should have
+    any_batch       whether the recipe is the same one with a smaller batch (else: True)
     not_applicable  name of a check -> the reason why it does not apply; its `model` may say so too,
                     and the experiment's data
     checks          name -> function of a Subject: checks of its own
@@ -94,11 +95,12 @@ class Subject:
         # By the identity of a source, size and key; with the source, which so stays what it was.
         self._batches: dict[tuple[int, int, int], tuple[Source, dict[str, Array]]] = {}
         self.curves: dict[str, tuple[str, Sequence[float], Mapping[str, Sequence[float]]]] = {}
-        batch = min(experiment.batch_size, batch_size or EXAMPLES)
+        most = EXAMPLES if getattr(experiment.task, "any_batch", True) else experiment.batch_size
+        batch = min(experiment.batch_size, batch_size or most)
         operations = self.operations(batch)
         if steps is None:
             steps = 300 if operations < SHORT else 100
-        if batch_size is None and operations > LONG:
+        if batch_size is None and most == EXAMPLES and operations > LONG:
             batch = max(min(batch, LEAST), int(batch * LONG / operations))
         steps = min(experiment.steps, steps)
         # A schedule is in fractions of the steps: this is the same recipe, shorter.
@@ -146,20 +148,28 @@ class Subject:
         if not self.others:
             return self.train
         train: Any = self.train
-        other: Any = next(iter(self.others.values()))
-        return Arrays(arrays=train.arrays, transforms=getattr(other, "transforms", ()))
+        transforms = getattr(next(iter(self.others.values())), "transforms", ())
+        if isinstance(train, Arrays):  # with an order of its own, perhaps
+            return dataclasses.replace(train, transforms=transforms)
+        return Arrays(arrays=train.arrays, transforms=transforms)
 
     def batch(self, source: Source, size: int | None = None, key: int = 0) -> dict[str, Array]:
-        """Examples of a split, transformed."""
+        """Examples of a split, transformed: of the training data those of its first batches."""
         size = min(size or self.experiment.batch_size, source.size)
         known = id(source), size, key
         if known not in self._batches:
-            index = _spread(source.size, size)
+            index = self.ids(source, size)
             made = self.compiled(functools.partial(assemble, source))
             self._batches[known] = source, made(
                 source.arrays, {"index": index, "mask": np.ones(size, np.float32)},
                 jax.random.key(key))
         return self._batches[known][1]
+
+    def ids(self, source: Source, size: int) -> np.ndarray:
+        """The examples of a batch: of the training data those that training begins with."""
+        if isinstance(source, Arrays) and (source is self.train or source is self.plain):
+            return source.index(0, 0, max(size, self.declared.batch_size))[:size]
+        return _spread(source.size, size)
 
     @functools.cached_property
     def targets(self) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def overfits(subject: Subject) -> Finding:
         return skipped(NO_LOSS)
     batch = subject.experiment.batch_size
     few = min(16, batch, subject.plain.size)
-    index = np.resize(np.linspace(0, subject.plain.size - 1, few).astype(np.int32), batch)
+    index = np.resize(subject.ids(subject.plain, few), batch)
     best, rate, curves = math.inf, 1., {}
     first = math.nan
     for factor in (1., 0.1, 10.) if subject.rates else (1.,):
@@ -215,7 +215,7 @@ def capacity(subject: Subject) -> Finding:
     sizes = count(subject.program), count(larger)
     steps = min(subject.experiment.steps, 40)
     batch = subject.experiment.batch_size
-    index = np.linspace(0, subject.plain.size - 1, batch).astype(np.int32)
+    index = subject.ids(subject.plain, min(batch, subject.plain.size))
     losses = []
     for program in (subject.program, larger):
         tail: list[float] = []

@@ -21,6 +21,8 @@ from jaxdl.tasks.wrapped import Wrapped, observed
 
 Array = jax.Array
 
+ATTACKED = "images are attacked in training alone"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
@@ -111,6 +113,8 @@ class AdversarialTraining(Wrapped):
       attack: on the loss inside.
     """
 
+    not_applicable: ClassVar[Mapping[str, str]] = {"modes": ATTACKED}
+
     attack: Attack = Attack()
 
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
@@ -130,11 +134,11 @@ class TRADES(Wrapped):
       beta: 1 / lambda of the paper, which uses 1 and 6.
     """
 
+    not_applicable: ClassVar[Mapping[str, str]] = {
+        "initial_loss": "a divergence is added to the task's loss", "modes": ATTACKED}
+
     attack: Attack = Attack()
     beta: NonNegative = 6.0
-
-    not_applicable: ClassVar[Mapping[str, str]] = {
-        "initial_loss": "a divergence is added to the task's loss"}
 
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:

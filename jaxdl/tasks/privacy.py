@@ -60,6 +60,7 @@ class Private(Wrapped):
         "finite_differences": "a clipped gradient with noise is that of no loss",
         "gradients": "noise gives every parameter a gradient",
         "overfits": "clipping and noise keep it from learning any example by heart"}
+    any_batch: ClassVar[bool] = False  # The same noise would be more of a smaller batch's mean.
 
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:

@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -49,16 +49,13 @@ class QuantizationAware(Wrapped):
       only: regexes of the kernels that are rounded, of parameters of two and more dimensions.
     """
 
+    not_applicable: ClassVar[Mapping[str, str]] = {
+        "finite_differences": "the straight-through gradient is not that of the rounded network"}
+
     bits: Bits = 8
     activation_bits: Bits | None = None
     decay: Fraction = 0.99
     only: tuple[Regex, ...] = KERNELS
-
-    @property
-    def not_applicable(self) -> Mapping[str, str]:
-        """Of the checks, beside those of the task inside."""
-        return {**getattr(self.task, "not_applicable", {}), "finite_differences":
-                "the straight-through gradient is not that of the rounded network"}
 
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:

@@ -24,8 +24,6 @@ from jaxdl.tasks.wrapped import Wrapped, aside, observed
 
 Array = jax.Array
 
-FEW = "a check takes examples in the order of the data, of which hardly any is labelled"
-
 
 @dataclass(frozen=True, kw_only=True)
 class SemiSupervised(Wrapped):
@@ -39,9 +37,7 @@ class SemiSupervised(Wrapped):
     not_applicable: ClassVar[Mapping[str, str]] = {
         "labels": "unlabelled examples have the label -1",
         "order": "labelled examples come more often than others",
-        **dict.fromkeys(("initial_loss", "gradients", "dead_units", "finite_differences", "modes",
-                         "bfloat16", "overfits", "uses_inputs", "shuffled_labels", "capacity",
-                         "learning_rate_range"), FEW),
+        "modes": "what is without labels is in the loss of training alone",
         "accumulation": "the means over examples without labels are those of the micro-batches"}
 
     def supervised(self, variables: dict[str, Any], batch: Batch, key: Array
