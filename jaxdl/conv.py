@@ -3,7 +3,8 @@
 XLA's convolutions on CPU are slow in places: the gradient in the weights becomes a convolution with
 a window as large as the image (a fifth of the processor's rate); before jax 0.11 the forward one
 runs on a single thread at 32 and 64 channels; in a loop (scan, while, map) gradients take 3 to 95
-times as long as outside; and under `vmap` over weights they turn into grouped convolutions.
+times as long as outside; under `vmap` over weights they turn into grouped convolutions; and those
+with a group for each channel (depthwise) take 4 to 40 times as long as a loop would.
 `convolve` computes the same function from parts that are fast, each within 1e-5 of the largest
 value of the exact result. (Of the weight gradient over 128 images of 32 x 32 with 64 channels the
 plain form is off by 1.2e-5, "winograd_dot" by 2.1e-6.) The parts:
@@ -17,16 +18,18 @@ plain form is off by 1.2e-5, "winograd_dot" by 2.1e-6.) The parts:
   weight gradient is the transposed algorithm;
 - "winograd_dot": the same, with the transforms of the tiles written as one matrix product each
   instead of as sums: slower or as fast, and quicker to compile;
-- "patches": the windows side by side in a matrix, and one matrix product.
+- "patches": the windows side by side in a matrix, and one matrix product;
+- `depthwise`, where each channel has a group of its own: the sum, over the places of the kernel, of
+  what lies there times its weight; and what JAX derives from it.
 
 The choice is a function of the static shapes (`choose`), which follows measurements of
 `benchmarks/conv.py`; of how often the program will run, because sums compile longer; and of whether
 it is traced inside a loop (`jaxdl.tracing`). On other backends, for other types than float32, other
-numbers of dimensions, groups and dilation it is always the plain one. The training log names the
-forms that were chosen.
+numbers of dimensions, other groups and dilation it is always the plain one. The training log names
+the forms that were chosen.
 
 Gradients of any order in reverse mode are defined, by the same forms. Forward mode (`jax.jvp`,
-`jax.hessian`) is not, and JAX says so: inside `with conv.plain():`, or with JAXDL_CONV=plain in the
+`jax.hessian`) is defined of `depthwise` alone, and JAX says so: inside `with conv.plain():`, or with JAXDL_CONV=plain in the
 environment, everything is plain.
 """
 
@@ -106,26 +109,32 @@ def convolve(x: Array, w: Array, strides: Sequence[int], padding: str | Sequence
       lhs_dilation: other than one: plain.
       rhs_dilation: the same.
       dimension_numbers: other than NHWC, HWIO, NHWC: plain.
-      feature_group_count: other than one: plain.
+      feature_group_count: other than one, and than one group for each of C = O: plain.
       options: precision, preferred_element_type: other than None: plain.
 
     Raises:
       UserError: JAXDL_CONV is neither "plain" nor "fast".
     """
+    groups = feature_group_count
     usual = (
         x.ndim == 4 and x.dtype == w.dtype == jnp.float32 and 0 not in (*x.shape, *w.shape)
-        and feature_group_count == 1 and all(value is None for value in options.values())
+        and (groups == 1 or groups == x.shape[-1] == w.shape[-1] and math.prod(w.shape[:2]) <= MOST)
+        and all(value is None for value in options.values())
         and {*(lhs_dilation or ()), *(rhs_dilation or ())} <= {1}
         and lax.conv_dimension_numbers(x.shape, w.shape, dimension_numbers)
         == lax.conv_dimension_numbers(x.shape, w.shape, LAYOUT))
     if not (usual and enabled()):
         return lax.conv_general_dilated(
             x, w, strides, padding, lhs_dilation=lhs_dilation, rhs_dilation=rhs_dilation,
-            dimension_numbers=dimension_numbers, feature_group_count=feature_group_count, **options)
+            dimension_numbers=dimension_numbers, feature_group_count=groups, **options)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], w.shape[:2], strides, padding)
     now = tracing.current()
     sides = tuple((int(low), int(high)) for low, high in padding)
+    if groups > 1:
+        if now.notes is not None:
+            now.notes.add("depthwise convolutions by sums")
+        return depthwise(x, w, strides, sides)
     forms = choose(x.shape, w.shape, tuple(strides), now.runs >= MANY_RUNS, now.loop)
     if now.notes is not None:
         now.notes.update(f"convolutions by {form}" for form in forms
@@ -147,6 +156,8 @@ def enabled() -> bool:
 # "winograd" in place of "winograd_dot" costs 3.4 s of compilation in ResNet-18 at batch 128 and, by
 # the times of its shapes, saves 0.26 s a step: 13 steps to pay. Where less is won, more are needed.
 MANY_RUNS = 200
+# Places of a depthwise kernel up to which it is a sum of them: it compiles longer with each.
+MOST = 64
 # Before jax 0.11 XLA's convolutions with 32 or 64 channels run on one thread.
 ONE_THREAD = jax.__version_info__ < (0, 11)
 
@@ -257,6 +268,18 @@ def stored_weight(window: Window, x: Array, g: Array) -> Array:
 def plain_weight(window: Window, x: Array, g: Array) -> Array:
     w = jax.ShapeDtypeStruct((*window.kernel, x.shape[-1], g.shape[-1]), g.dtype)
     return jax.linear_transpose(lambda w: plain_forward(window, x, w), w)(g)[0]
+
+
+# ---- depthwise -----------------------------------------------------------------------------------
+
+def depthwise(x: Array, w: Array, strides: Sequence[int], padding: Sequence[Pair]) -> Array:
+    """The convolution of each channel of x [N, H, W, C] by its own kernel of w [kh, kw, 1, C]."""
+    sides = [(low, high, 0) for low, high in padding]
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *sides, (0, 0, 0)))
+    ends = [size - k + 1 for size, k in zip(x.shape[1:3], w.shape[:2], strict=True)]
+    parts = (x[:, i:ends[0] + i:strides[0], j:ends[1] + j:strides[1]] * w[i, j, 0]
+             for i, j in np.ndindex(*w.shape[:2]))
+    return functools.reduce(jnp.add, parts)
 
 
 # ---- patches -------------------------------------------------------------------------------------

@@ -85,6 +85,45 @@ def test_the_choice():
     assert (strided.forward, strided.input) == ("plain", "patches")
 
 
+def grouped(x: Array, w: Array, stride: int, padding: object) -> Array:
+    return conv.convolve(x, w, (stride, stride), padding, dimension_numbers=conv.LAYOUT,
+                         feature_group_count=x.shape[-1] // w.shape[2])
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [
+    ((3, 3), 1, "SAME"), ((3, 3), 2, "SAME"), ((5, 5), 2, ((2, 2), (2, 2))),
+    ((2, 4), 3, ((0, 3), (1, 0))), ((3, 1), 1, "VALID"), ((1, 1), 2, "VALID")])
+def test_depthwise_equals_plain(kernel: tuple[int, int], stride: int, padding: object) -> None:
+    """With both gradients, forward mode, and under vmap over images or weights or both."""
+    x, w = normal(0, 3, 2, 9, 8, 6), normal(1, 3, *kernel, 1, 6)
+
+    def everything(x: Array, w: Array) -> tuple[Array, ...]:
+        y, pull = jax.vjp(lambda x, w: grouped(x, w, stride, padding), x, w)
+        tangent = jax.jvp(lambda w: grouped(x, w, stride, padding), (w,), (jnp.cos(w),))[1]
+        return y, tangent, *pull(normal(2, *y.shape))
+
+    found = []
+    for context in (conv.plain(), tracing()):
+        with context:
+            text = str(jax.make_jaxpr(lambda x, w: grouped(x, w, stride, padding))(x[0], w[0]))
+            found.append([jax.jit(everything)(x[0], w[0]), *(
+                jax.jit(jax.vmap(everything, axes))(*(a if axis == 0 else a[0] for a, axis in zip(
+                    (x, w), axes, strict=True))) for axes in ((0, None), (None, 0), (0, 0)))])
+            assert ("conv_general_dilated" in text) == (len(found) == 1)
+    assert_near(found[1], found[0])
+
+
+def test_other_groups_are_plain_and_large_kernels() -> None:
+    x = normal(0, 2, 9, 9, 6)
+    for w, fast in ((normal(1, 3, 3, 1, 6), True), (normal(1, 3, 3, 2, 6), False),
+                    (normal(1, 3, 3, 1, 12), False), (normal(1, 9, 9, 1, 6), False)):
+        notes: set[str] = set()
+        with tracing(notes=notes):
+            text = str(jax.make_jaxpr(lambda x, w: grouped(x, w, 1, "SAME"))(x, w))  # noqa: B023
+        assert ("conv_general_dilated" not in text) == fast
+        assert notes == ({"depthwise convolutions by sums"} if fast else set())
+
+
 def test_layer_has_the_parameters_of_linen():
     x = normal(0, 2, 6, 6, 3)
     for options in ({}, {"use_bias": False, "strides": 2, "padding": 1, "name": "stem"},

@@ -276,6 +276,14 @@ def finite_differences(subject: Subject) -> Finding:
                   expected="below 1e-3", look_at="custom_vjp, stop_gradient, rounding operations")
 
 
+def _alive(state: Any) -> dict[str, Any]:
+    """COLLECTION/PATH -> array of what is mutable, but in layers that are frozen."""
+    trained, frozen = ({path.rpartition("/")[0] for path in named(getattr(state, part, {}))}
+                       for part in ("params", "frozen"))
+    return {path: x for path, x in named(getattr(state, "mutable", {})).items()
+            if path.partition("/")[2].rpartition("/")[0] not in frozen - trained}
+
+
 def modes(subject: Subject) -> Finding:
     """Training differs from evaluation where it should, and nowhere else."""
     if not subject.has_loss:
@@ -287,7 +295,8 @@ def modes(subject: Subject) -> Finding:
     found = np.array([[float(x) for x in measure(key, state)] for key in keys])
     dropout = [path for path, rate in float_leaves(subject.experiment, "dropout") if rate > 0]
     smoothing = [path for path, rate in float_leaves(subject.experiment, "smoothing") if rate > 0]
-    mutable = getattr(state, "mutable", {})
+    mutable = _alive(state)
+    collections = dict.fromkeys(path.split("/")[0] for path in mutable)
     varies = bool((found[:, 0] != found[0, 0]).any())
     wrong, doubtful = "", ""
     if dropout and not varies:
@@ -295,13 +304,13 @@ def modes(subject: Subject) -> Finding:
     elif (found[:, 1] != found[0, 1]).any():
         wrong = "evaluation depends on the random key"
     elif mutable and all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(
-            jax.tree.leaves(mutable), jax.tree.leaves(subject.fresh.mutable), strict=True)):
-        wrong = f"{', '.join(mutable)}: never changes in training"
+            mutable.values(), _alive(subject.fresh).values(), strict=True)):
+        wrong = f"{', '.join(collections)}: never changes in training"
     elif not dropout and not mutable and not smoothing and not math.isclose(
             found[0, 0], found[0, 1], rel_tol=1e-5, abs_tol=1e-6):
         doubtful = (f"the loss is {found[0, 0]:.5g} in training, {found[0, 1]:.5g} in evaluation, "
                     "and there is neither dropout nor batch norm")
-    causes = ", ".join([*dropout[:2], *smoothing[:1], *mutable])
+    causes = ", ".join([*dropout[:2], *smoothing[:1], *collections])
     return judged(wrong, doubtful, measured=f"loss {found[0, 0]:.4g} in training, "
                   f"{found[0, 1]:.4g} in evaluation", expected="a difference by " + causes if causes
                   else "no difference",
