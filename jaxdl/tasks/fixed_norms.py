@@ -1,8 +1,9 @@
 """Batch norms that keep the statistics they were loaded with."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -26,6 +27,9 @@ class FixedNorms(Wrapped):
     Attributes:
       layers: regexes of the module paths of the norms.
     """
+
+    not_applicable: ClassVar[Mapping[str, str]] = {
+        "modes": "statistics of the norms stay, and training is as evaluation"}
 
     layers: tuple[Regex, ...] = (".*",)
 
