@@ -6,7 +6,8 @@ again: 3 GB/s instead of 26 where a result is written to a fresh buffer. Four se
 mallopt(3) keep freed blocks in the heap:
 
 - M_MMAP_MAX 0: blocks of any size come from the heap, none from a mapping of its own;
-- M_TRIM_THRESHOLD at its greatest: the top of the heap is never handed back;
+- M_TRIM_THRESHOLD -1: the top of the heap is never handed back, however large (2 GB at its greatest
+  would not be enough: a step of 2.3 GB spent half of its time in page faults);
 - M_TOP_PAD 64 MB: the heap grows in few large steps;
 - M_ARENA_MAX 1: all threads share that heap. The heaps of other arenas are too small for large
   blocks, and each would keep its own.
@@ -24,7 +25,7 @@ import os
 
 ENVIRONMENT = "JAXDL_MALLOC"
 # Of <malloc.h>: parameter and value.
-SETTINGS = ((-4, 0), (-1, 2 ** 31 - 1), (-2, 64 << 20), (-8, 1))
+SETTINGS = ((-4, 0), (-1, -1), (-2, 64 << 20), (-8, 1))
 
 
 def keep_memory() -> bool:
