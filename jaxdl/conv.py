@@ -29,8 +29,8 @@ numbers of dimensions, other groups and dilation it is always the plain one. The
 the forms that were chosen.
 
 Gradients of any order in reverse mode are defined, by the same forms. Forward mode (`jax.jvp`,
-`jax.hessian`) is defined of `depthwise` alone, and JAX says so: inside `with conv.plain():`, or with JAXDL_CONV=plain in the
-environment, everything is plain.
+`jax.hessian`) is defined of `depthwise` alone, and JAX says so: inside `with conv.plain():`, or
+with JAXDL_CONV=plain in the environment, everything is plain.
 """
 
 import contextlib
@@ -118,7 +118,8 @@ def convolve(x: Array, w: Array, strides: Sequence[int], padding: str | Sequence
     groups = feature_group_count
     usual = (
         x.ndim == 4 and x.dtype == w.dtype == jnp.float32 and 0 not in (*x.shape, *w.shape)
-        and (groups == 1 or groups == x.shape[-1] == w.shape[-1] and math.prod(w.shape[:2]) <= MOST)
+        and (groups == 1
+             or (groups == x.shape[-1] == w.shape[-1] and math.prod(w.shape[:2]) <= MOST))
         and all(value is None for value in options.values())
         and {*(lhs_dilation or ()), *(rhs_dilation or ())} <= {1}
         and lax.conv_dimension_numbers(x.shape, w.shape, dimension_numbers)

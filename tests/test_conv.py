@@ -119,7 +119,7 @@ def test_other_groups_are_plain_and_large_kernels() -> None:
                     (normal(1, 3, 3, 1, 12), False), (normal(1, 9, 9, 1, 6), False)):
         notes: set[str] = set()
         with tracing(notes=notes):
-            text = str(jax.make_jaxpr(lambda x, w: grouped(x, w, 1, "SAME"))(x, w))  # noqa: B023
+            text = str(jax.make_jaxpr(lambda x, w: grouped(x, w, 1, "SAME"))(x, w))
         assert ("conv_general_dilated" not in text) == fast
         assert notes == ({"depthwise convolutions by sums"} if fast else set())
 
