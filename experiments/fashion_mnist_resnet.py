@@ -8,7 +8,7 @@ The images come from where those of fashion_mnist_cnn do.
 """
 
 from jaxdl.data.idx import FashionMnist
-from jaxdl.data.transforms import Flip, PadCrop
+from jaxdl.data.transforms import Flip
 from jaxdl.evaluate import Evaluate
 from jaxdl.experiment import Best, Experiment
 from jaxdl.models.resnet import ResNet
@@ -19,7 +19,7 @@ from jaxdl.tasks.classification import Classification, TestTimeAugmentation
 def config() -> Experiment:
     return Experiment(
         task=Classification(model=ResNet(depth=20, classes=10)),
-        data=FashionMnist(augment=(PadCrop(pad=2), Flip())),
+        data=FashionMnist(augment=(Flip(),)),
         optimizer=SGD(learning_rate=Cosine(peak=0.1, warmup=0.1), momentum=0.9, nesterov=True,
                       l2=5e-4),
         evals={"test": Evaluate(split="test", every=938),

@@ -69,7 +69,8 @@ def told(error: BaseException) -> str:
 def out_of_memory(error: BaseException) -> RunError | None:
     """The one line of an error that means too little memory, of the host or of a device."""
     if not isinstance(error, MemoryError) and not (  # JAX's is a RuntimeError, and not imported.
-            isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
+            isinstance(error, RuntimeError) and any(words in str(error) for words in (
+                "RESOURCE_EXHAUSTED", "Out of memory allocating"))):  # at once, or while it ran
         return None
     said = " ".join(str(error).split())[:200] or type(error).__name__
     return RunError(f"out of memory: {said}; a smaller --batch_size, --task.accumulate or "
