@@ -180,8 +180,31 @@ def memory_peak() -> int:
             1 if sys.platform == "darwin" else 1024)
 
 
-def free_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that this process may still take: of the machine, or of its control group if less."""
+def room(what: str, needed: int) -> bool:
+    """True, where the processor is the device, if memory for so many bytes is left.
+
+    Of a program whose allocation fails, some results may never come, and who waits for them waits
+    for ever (jax 0.10); and where more is promised than there is, the process is killed.
+
+    Raises:
+      MemoryError: it is not. Swapped out, memory counts as left.
+    """
+    if jax.default_backend() == "cpu" and (free := free_memory(swap=True)) is not None \
+            and needed > free:
+        raise MemoryError(f"{what} would take {needed / 1e9:.1f} GB, {max(free, 0) / 1e9:.1f} GB "
+                          "are left")
+    return True
+
+
+def with_room(memory: Any) -> Any:
+    """What an executable says of its memory, if there is room for it: `room`."""
+    room("a step", memory.temp_size_in_bytes if memory else 0)
+    return memory
+
+
+def free_memory(root: Path = Path("/"), *, swap: bool = False) -> int | None:
+    """Bytes that this process may still take: of the machine, of its control group if less, or of
+    its own limit (ulimit -v) if less; of the machine with what can be swapped out, if asked."""
     def number(path: str, before: str = "", unit: int = 1) -> int | None:
         try:
             text = (root / path).read_text()
@@ -189,7 +212,12 @@ def free_memory(root: Path = Path("/")) -> int | None:
         except (OSError, ValueError, IndexError):  # not there, or "max"
             return None
 
-    found = [number("proc/meminfo", "MemAvailable:", 1024)]
+    available = number("proc/meminfo", "MemAvailable:", 1024)
+    if swap and available is not None:
+        available += number("proc/meminfo", "SwapFree:", 1024) or 0
+    found = [available]
+    if (most := number("proc/self/limits", "Max address space")) is not None:
+        found.append(most - (number("proc/self/status", "VmSize:", 1024) or 0))
     for limit, used in (("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
                         ("sys/fs/cgroup/memory/memory.limit_in_bytes",
                          "sys/fs/cgroup/memory/memory.usage_in_bytes")):

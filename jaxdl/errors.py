@@ -73,5 +73,5 @@ def out_of_memory(error: BaseException) -> RunError | None:
                 "RESOURCE_EXHAUSTED", "Out of memory allocating"))):  # at once, or while it ran
         return None
     said = " ".join(str(error).split())[:200] or type(error).__name__
-    return RunError(f"out of memory: {said}; a smaller --batch_size, --task.accumulate or "
-                    "--task.remat takes less. What is committed is intact.")
+    return RunError(f"out of memory: {said}; a smaller model or --batch_size, "
+                    "--task.accumulate or --task.remat takes less. What is committed is intact.")

@@ -232,6 +232,7 @@ class Program:
         draw = functools.partial(jax.lax.map, init) if each else init
         self._draw = jax.jit(draw, compiler_options=cheap, out_shardings=jax.tree.map(
             lambda x: x.sharding, self._stacked(state)))
+        fresh = fresh and cost.room("the state", parallel.bytes_of(self._stacked(state)))
         self._drawn = self._thread.submit(self._draw, self.knobs) if fresh else None
         self.notes: set[str] = set()
         with tracing(runs=self.experiment.steps, notes=self.notes):
@@ -459,7 +460,7 @@ class Fit:
         if start < end:
             self.clock.enter("compile", start)
             compiled = self.signals.wait(compiling or program.compile())
-            memory = compiled.memory_analysis()
+            memory = cost.with_room(compiled.memory_analysis())
             self.flops, self.peak = cost.rates(program, measure=self.profile is not None)
             found, missed = compilation.lookups()
             peak = f" (peak {self.peak / 1e9:,.0f} a second)" if self.peak else ""

@@ -1,6 +1,7 @@
 """Status 0 means that the last step is on disk, however a program that saves ends."""
 
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 from jaxdl import cli, distributed
 from jaxdl.checkpoint import committed
 
+LESS = ("a smaller model or --batch_size, --task.accumulate or --task.remat takes less. What is "
+        "committed is intact.")
+LIMIT = 2_500_000_000  # bytes of address space, of which jax takes a third
 ROOT = Path(__file__).parent.parent
 SAVE = """
 import sys
@@ -48,6 +52,22 @@ def test_a_save_that_failed_is_no_success(tmp_path: Path) -> None:
     assert committed(tmp_path) == []
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit and what is left are of Linux")
+@pytest.mark.parametrize(("change", "what"), [
+    ("--task.model.widths=30000,30000", "the state"),
+    ("--task.model.widths=300000 --batch_size=1400", "a step")])
+def test_too_little_memory_of_the_process_is_one_line(tmp_path: Path, change: str, what: str
+                                                      ) -> None:
+    """Told before it is asked for: JAX would wait for ever for what could not be allocated."""
+    done = subprocess.run(
+        [sys.executable, "launch.py", "--experiment=mlp_digits", *change.split(), "--steps=2",
+         f"--workdir={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=100,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT)))
+    assert done.returncode == 1
+    assert re.fullmatch(rf"error: out of memory: {what} would take \d+\.\d GB, \d\.\d GB are left; "
+                        rf"{LESS}\n", done.stderr), done.stderr
+
+
 def test_too_little_memory_on_the_device_is_one_line(
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """With JAX's own error, of an array that no machine holds; another error stays what it is."""
@@ -60,12 +80,9 @@ def test_too_little_memory_on_the_device_is_one_line(
 
     monkeypatch.setattr(cli, "parse", allocate)
     assert cli.main(["show", "--experiment=mlp_digits"]) == 1
-    assert re.fullmatch(r"error: out of memory: RESOURCE_EXHAUSTED: .*281474976710656 bytes.*; a "
-                        r"smaller --batch_size, --task\.accumulate or --task\.remat takes less\. "
-                        r"What is committed is intact\.\n", capsys.readouterr().err)
-    assert distributed.described(MemoryError()) == (
-        "error: out of memory: MemoryError; a smaller --batch_size, --task.accumulate or "
-        "--task.remat takes less. What is committed is intact.", 1)
+    assert re.fullmatch("error: out of memory: RESOURCE_EXHAUSTED: .*281474976710656 bytes.*; "
+                        rf"{LESS}\n", capsys.readouterr().err)
+    assert distributed.described(MemoryError()) == (f"error: out of memory: MemoryError; {LESS}", 1)
     monkeypatch.setattr(cli, "parse", broken)
     with pytest.raises(RuntimeError, match="a mistake in jaxdl"):
         cli.main(["show", "--experiment=mlp_digits"])

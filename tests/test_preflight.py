@@ -85,3 +85,17 @@ def test_free_memory_is_that_of_the_control_group_if_less(tmp_path: Path) -> Non
     (group / "memory.max").write_text("3000000\n")
     (group / "memory.current").write_text("1000000\n")
     assert free_memory(tmp_path) == 2_000_000
+    (tmp_path / "proc/self").mkdir()
+    limits, size = tmp_path / "proc/self/limits", tmp_path / "proc/self/status"
+    size.write_text("VmSize: 1000 kB\n")
+    limits.write_text("Max address space         unlimited            unlimited            bytes\n")
+    assert free_memory(tmp_path) == 2_000_000
+    limits.write_text("Max address space         2024000              unlimited            bytes\n")
+    assert free_memory(tmp_path) == 1_000_000
+
+
+def test_what_can_be_swapped_out_counts_where_it_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemAvailable: 4000 kB\nSwapFree: 500 kB\n")
+    assert free_memory(tmp_path) == 4_096_000
+    assert free_memory(tmp_path, swap=True) == 4_608_000
