@@ -41,6 +41,9 @@ def overlay(state: Any, init: "InitFrom", task: Any) -> tuple[Any, str]:
     """(the state with parameters from elsewhere, a line that says what was taken)."""
     assert init.path is not None
     run = Path(os.path.expanduser(init.path))
+    if not distributed.by_leader(run.exists):
+        raise UserError(f"init_from.path={init.path}: there is no such run or file; the "
+                        "experiment's docstring may say where it comes from.")
     target = named(state)
     places = {re.sub(r"^(frozen|ema)/", "params/", p): p for p in target
               if re.match(r"(params|frozen|mutable)/", p)}

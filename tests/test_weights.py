@@ -120,6 +120,8 @@ def test_what_does_not_fit_is_a_table_and_one_line(tmp_path: Path, state, capsys
     assert "params/stage1_block1/norm1/bias 16 - missing" in table
     assert "params/head/kernel 64x3 64x5 other shape" in table
     assert "more.weight - 2x3 unexpected" in table
+    with pytest.raises(UserError, match=r"init_from.path=no/run: there is no such run or file; "):
+        overlay(fresh, InitFrom(path="no/run"), task)
     with pytest.raises(UserError, match=r"init_from: params/head/bias is \[5\] in .*, and \[3\]"):
         overlay(fresh, InitFrom(path=str(path), fresh=(".*1_block1/norm1/bias",)), task)
     init = InitFrom(path=str(path), fresh=(".*1_block1/norm1/bias", ".*/head/.*"))
