@@ -18,7 +18,7 @@ lint: .venv/installed-test
 
 docs: .venv/installed-docs
 	.venv/bin/sphinx-build -c docs -d docs/_build/doctrees --fail-on-warning --keep-going \
-		--nitpicky --quiet $(ARGS) . docs/_build/html
+		--nitpicky --quiet --jobs=auto $(ARGS) . docs/_build/html
 	@echo "the site is docs/_build/html/index.html"
 
 .venv/bin/python:

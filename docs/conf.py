@@ -1,6 +1,7 @@
 """How the site is built: `make docs`. Sphinx reads the Markdown of the whole repository, so that a
 link such as ../RESULTS.md leads to the same place here as where the files are read as they are."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,16 @@ nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True
 nb_execution_timeout = 300
+nb_merge_streams = True
 suppress_warnings = ["mystnb.unknown_mime_type"]  # plotly's own; its HTML is taken
+os.environ["PLOTLY_RENDERER"] = "notebook"  # with plotly.js in the page: nothing is loaded
 
 html_theme = "furo"
 html_title = f"jaxdl {__version__}"
 html_show_sphinx = False
-html_theme_options = {"source_edit_link": "", "navigation_with_keys": True}
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {"navigation_with_keys": True}
 
 highlight_language = "text"
 default_role = "code"  # `name` in a docstring
@@ -52,7 +57,10 @@ def without_bounds(app: Any, what: str, name: str, thing: Any, options: Any, sig
         return re.sub(r"~?(?:typing\.)?Annotated\[([^\[\],]+)(?:, ~?[\w.]+\([^()]*\))+\]", r"\1",
                       text)
 
-    return None if signature is None else (plain(signature), plain(returns) if returns else returns)
+    if signature is None:
+        return None
+    signature = signature.replace("<factory>", "...")  # which could not be parsed
+    return plain(signature), plain(returns) if returns else returns
 
 
 def plain_text(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
@@ -72,9 +80,12 @@ def plain_text(app: Any, what: str, name: str, thing: Any, options: Any, lines: 
     lines[:] = found
 
 
-def index_of_the_site(app: Any, error: Exception | None) -> None:
-    """index.html leads to the page that is named docs/index."""
+def finish(app: Any, error: Exception | None) -> None:
+    """index.html leads to docs/index.html; no page loads anything from another site."""
     if error is None and app.builder.format == "html":
+        notebook = Path(app.outdir) / "docs" / "notebook.html"
+        notebook.write_text(re.sub(r'<script src="https://[^"]*mathjax[^"]*"></script>', "",
+                                   notebook.read_text()))  # plotly asks for it, and needs it not
         (Path(app.outdir) / "index.html").write_text(
             '<!doctype html><meta http-equiv="refresh" content="0; url=docs/index.html">'
             '<a href="docs/index.html">jaxdl</a>\n')
@@ -83,4 +94,4 @@ def index_of_the_site(app: Any, error: Exception | None) -> None:
 def setup(app: Any) -> None:
     app.connect("autodoc-process-signature", without_bounds)
     app.connect("autodoc-process-docstring", plain_text, priority=400)  # before napoleon's
-    app.connect("build-finished", index_of_the_site)
+    app.connect("build-finished", finish)

@@ -2,6 +2,8 @@
 
     run = fit(experiment, "runs/first")
     steps, accuracy = run.curves["test/accuracy"]
+
+What it writes is a run directory as the command's, for `report`, `evaluate` and the others.
 """
 
 import os

@@ -15,7 +15,6 @@ A block whose first line is "# not run: REASON" is not run; `NOT_RUN` has all of
 jaxdl are called in this process, on one device; sweeps train `SWEEP` steps, at once.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -112,7 +111,8 @@ def test_a_page_runs(page: Path, capfd: pytest.CaptureFixture[str]) -> None:
                 fails = re.search("^error: ", shown, re.M) is not None
                 printed = script(command, where, capfd, fails)
                 missing = missing_line(shown, printed)
-                assert missing is None, f"{where}: {command}\nprinted\n{printed}\nbut not\n{missing}"
+                assert missing is None, (f"{where}: {command}\nprinted\n{printed}\nbut not there\n"
+                                         f"{missing}")
 
 
 def execute(block: Block, page: Path, module: types.ModuleType) -> None:
@@ -229,11 +229,14 @@ def test_what_a_page_shows_is_compared(shown: str, printed: str, missing: str | 
     assert missing_line(shown, printed) == missing
 
 
-def test_a_block_that_fails_fails_its_page(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for i, text in enumerate(["```python\nassert False\n```\n",
-                              "```sh\njaxdl list --nonsense\n```\n",
-                              "```console\n$ echo 1 2\n3\n```\n", "```sh\nfalse | cat; false\n```\n"]):
-        page = tmp_path / f"{i}.md"
-        page.write_text(text)
-        with pytest.raises(AssertionError):
-            test_a_page_runs(page, capfd)
+@pytest.mark.parametrize("block", [
+    "python\nassert False", "sh\njaxdl list --nonsense", "sh\ntrue; false",
+    "console\n$ echo 1 2\n3", "console\n$ jaxdl show --experiment=mlp_digit\nmlp_digit: Experiment",
+    "console\n$ jaxdl list\nerror: none",
+])
+def test_a_block_that_fails_fails_its_page(tmp_path: Path, capfd: pytest.CaptureFixture[str],
+                                           block: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"```{block}\n```\n")
+    with pytest.raises(AssertionError):
+        test_a_page_runs(page, capfd)
