@@ -16,9 +16,10 @@ lint: .venv/installed-test
 	.venv/bin/ruff check .
 	.venv/bin/pyright
 
+# In one process: jax, which the reference imports, starts threads that a fork would lose.
 docs: .venv/installed-docs
 	.venv/bin/sphinx-build -c docs -d docs/_build/doctrees --fail-on-warning --keep-going \
-		--nitpicky --quiet --jobs=auto $(ARGS) . docs/_build/html
+		--nitpicky --quiet $(ARGS) . docs/_build/html
 	@echo "the site is docs/_build/html/index.html"
 
 .venv/bin/python:
