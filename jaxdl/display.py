@@ -1,6 +1,7 @@
 """What the terminal shows: tables, a progress line, and the box of a stand-in."""
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -10,7 +11,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+# In a notebook plain lines: rich would display an object of HTML for each, or, told by the kernel's
+# FORCE_COLOR that it writes to a terminal, draw a progress line anew below the last one.
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False, force_jupyter=False,
+                  force_terminal=False if "ipykernel" in sys.modules else None)
 
 
 def announce(stand_in: str, reason: str) -> None:
