@@ -29,6 +29,9 @@ SHAPES = [(32, 3, 16, 3, 1), (32, 16, 16, 3, 1), (32, 16, 32, 3, 2), (16, 32, 32
           (16, 32, 64, 3, 2), (8, 64, 64, 3, 1), (32, 3, 64, 3, 1), (32, 64, 64, 3, 1),
           (32, 64, 128, 3, 2), (32, 64, 128, 1, 2), (16, 128, 128, 3, 1), (16, 128, 256, 3, 2),
           (8, 256, 256, 3, 1), (8, 256, 512, 3, 2), (4, 512, 512, 3, 1)]
+# Of depthwise ones height, channels, kernel, stride: of EfficientNet-B0, and one of ConvNeXt-T.
+DEPTHWISE = [(112, 32, 3, 1), (56, 96, 3, 2), (56, 144, 3, 1), (28, 240, 5, 1), (14, 480, 3, 1),
+             (14, 672, 5, 1), (7, 1152, 5, 1), (14, 384, 7, 1)]
 
 
 def medians(functions: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
@@ -64,6 +67,33 @@ def rates(batch: int, height: int, c: int, o: int, kernel: int, stride: int) -> 
         row += [f"{work / seconds['plain'] / 1e9:.0f}",
                 "" if form == "plain" else f"{work / seconds[form] / 1e9:.0f} {form}"]
     return row
+
+
+def depthwise(batch: int, height: int, c: int, kernel: int, stride: int) -> list[str]:
+    """One row: shape, and milliseconds, plain and as sums, of the output, and of it with the
+    gradients in x and in w."""
+    x = jax.random.normal(jax.random.key(0), (batch, height, height, c))
+    w = jax.random.normal(jax.random.key(1), (kernel, kernel, 1, c))
+    side = (kernel // 2, kernel // 2)
+
+    def forward(x: jax.Array, w: jax.Array) -> jax.Array:
+        return conv.convolve(x, w, (stride, stride), (side, side), dimension_numbers=conv.LAYOUT,
+                             feature_group_count=c)
+
+    def loss(x: jax.Array, w: jax.Array) -> jax.Array:
+        return jnp.sin(forward(x, w)).sum()
+
+    functions = {}
+    for plain in (True, False):
+        with conv.plain() if plain else tracing():
+            for name, function in (("y", forward), ("x", jax.grad(loss)),
+                                   ("w", jax.grad(loss, argnums=1))):
+                compiled = jax.jit(function).lower(x, w).compile()
+                functions[f"{name} {plain}"] = functools.partial(compiled, x, w)
+    seconds = medians(functions, rounds=5)
+    return [f"{batch}x{height}x{height}x{c}, {kernel}x{kernel} / {stride}"] + [
+        f"{1e3 * seconds[f'{name} {plain}']:.1f}" for name in ("y", "x", "w")
+        for plain in (True, False)]
 
 
 def train_step(depth: int, batch: int, plain: bool) -> tuple[Callable[[], Any], float, float]:
@@ -115,6 +145,11 @@ def main() -> None:
                   "dw chosen", title="GFLOP/s of the direct algorithm")
     for shape in SHAPES:
         table.add_row(*rates(128, *shape))
+    console.print(table)
+    table = Table("depthwise", "y plain", "y sums", "y, dx plain", "y, dx sums", "y, dw plain",
+                  "y, dw sums", title="milliseconds")
+    for shape in DEPTHWISE:
+        table.add_row(*depthwise(16, *shape))
     console.print(table)
     table = Table("step", "form", "images/s", "ratio", "trace s", "compile s",
                   title="whole steps, batch 128")
