@@ -2,6 +2,7 @@
 
 What freezes stays, what is pruned is zero, and where a method only changes how the same numbers are
 computed (accumulation, devices, trials at once, an average beside), they are the same numbers.
+Gradients are those of finite differences, where the method has one.
 """
 
 import dataclasses
@@ -12,8 +13,11 @@ from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from jaxdl import parallel
 from jaxdl.data.source import Arrays, Transform
@@ -22,7 +26,7 @@ from jaxdl.experiment import Experiment, Mesh
 from jaxdl.models.mlp import MLP
 from jaxdl.optimizer import SGD, Constant
 from jaxdl.prune import Pruned
-from jaxdl.task import named
+from jaxdl.task import merge, named
 from jaxdl.tasks.adversarial import AdversarialTraining, Attack
 from jaxdl.tasks.classification import Classification
 from jaxdl.tasks.distillation import Distillation
@@ -159,3 +163,57 @@ def test_two_methods_together(pair: tuple[str, str]) -> None:
                 np.testing.assert_allclose(x, alone[path], rtol=2e-3, atol=2e-5, err_msg=path)
         elif alone.keys() == together.keys():  # It changes what is learned.
             assert any(np.abs(x - alone[p]).max() > 1e-4 for p, x in together.items()), method
+
+
+# Quantization passes a gradient on that is none of its loss; the others do not change the gradient.
+GRADIENTS = "multi_task", "distillation", "lora", "adversarial", "sam", "freeze", "accumulation"
+
+
+@pytest.mark.parametrize("pair", [p for p in itertools.combinations(GRADIENTS, 2)
+                                  if set(p) not in BY_PARTS], ids="+".join)
+def test_a_step_follows_the_gradient_of_finite_differences(pair: tuple[str, str]) -> None:
+    """In float64, of each parameter. The attack is one step along the sign of its own gradient, and
+    SAM's is the gradient at the parameters after a step up it, both of finite differences too."""
+    methods = frozenset(pair)
+    tx, key = optax.sgd(1.), jax.random.key(1)
+    with jax.enable_x64(True):
+        image = IMAGES[:8].astype(jnp.float64)
+        batch: Any = {"image": image, "label": jnp.arange(8) % 3, "index": jnp.arange(8),
+                      "mask": jnp.ones(8).at[3].set(0)}
+        task = dataclasses.replace(wrapped(methods), compute_dtype="float64")
+        state = jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x,
+                             task.init(key, batch, tx))
+        params, unravel = ravel_pytree(state.params)
+        params += 0.1 * jax.random.normal(key, params.shape, jnp.float64)  # LoRA starts at zero.
+        state = dataclasses.replace(state, params=unravel(params))
+        after = jax.jit(lambda state: task.step(state, batch, tx)[0].params)(state)
+        plain = dataclasses.replace(wrapped(methods - {"adversarial", "sam", "accumulation"}),
+                                    compute_dtype="float64")
+
+        def loss(params: Any, image: Any, train: bool) -> Any:
+            mean, _ = plain.loss({"params": merge(unravel(params), state.frozen)},
+                                 {**batch, "image": image}, key, train=train)
+            return mean.value()
+
+        slopes = jax.jit(lambda params, image: differences(lambda p: loss(p, image, True), params))
+        of_image = jax.jit(lambda params: differences(lambda x: loss(params, x, False), image))
+
+        def gradient(params: Any) -> Any:
+            if "adversarial" not in methods:
+                return slopes(params, image)
+            g = of_image(params)
+            g = jnp.where(jnp.abs(g) > 1e-9, g, 0)  # Zero, where no unit that is on sees a pixel.
+            return slopes(params, jnp.clip(image + 0.1 * jnp.sign(g), 0, 1))
+
+        expected = gradient(params)
+        if "sam" in methods:
+            expected = gradient(params + 0.2 * expected / jnp.linalg.norm(expected))
+        np.testing.assert_allclose(params - ravel_pytree(after)[0], expected, atol=1e-8)
+        assert jnp.abs(expected).max() > 1e-3
+
+
+def differences(function: Any, x: Any, h: float = 1e-5) -> Any:
+    """The gradient at x by central differences."""
+    steps = h * jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
+    up, down = (jax.vmap(lambda d, sign=sign: function(x + sign * d))(steps) for sign in (1, -1))
+    return ((up - down) / (2 * h)).reshape(x.shape)
