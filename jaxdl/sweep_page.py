@@ -203,13 +203,18 @@ def configurations(trials: Sequence[PageTrial], mode: str) -> list[Configuration
         return []
     found = []
     for group in groups.values():
-        values = [x for t in finished(group) if (x := finite(t.value)) is not None]
-        with np.errstate(all="ignore"):
-            found.append(Configuration(
-                group, finite(float(np.mean(values))) if values else None,
-                finite(float(np.std(values, ddof=1))) if len(values) > 1 else None, len(values)))
+        found.append(averaged(group, [t.value for t in finished(group)]))
     return sorted(found, key=lambda c: (c.mean is None, (-c.mean if mode == "max" else c.mean)
                                         if c.mean else 0.))
+
+
+def averaged(group: list[PageTrial], values: Sequence[float | None]) -> Configuration:
+    """The configuration of these trials with the mean of some values of theirs."""
+    known = [x for v in values if (x := finite(v)) is not None]
+    with np.errstate(all="ignore"):
+        return Configuration(
+            group, finite(float(np.mean(known))) if known else None,
+            finite(float(np.std(known, ddof=1))) if len(known) > 1 else None, len(known))
 
 
 def importances(trials: Sequence[PageTrial], seed: int = 0) -> dict[str, float]:
@@ -365,6 +370,24 @@ class Page:
         return section("Over seeds", table("".join(f"<th>{escaped(h)}</th>" for h in head), rows)
                        + "<p class=note>Mean and sample standard deviation over the n trials "
                          "that are done.</p>")
+
+    def measures(self) -> str:
+        """The table of what the evaluators measured besides, on average over the seeds."""
+        names = [name for name in dict.fromkeys(n for t in self.trials for n in t.results)
+                 if name != self.metric and "/" in name and not name.startswith("train/")]
+        if not self.groups or not names:
+            return ""
+        paths = [p for p in self.paths if p != "seed"]
+        head = [*(clipped(self.names[p], 30) for p in paths), *names]
+        rows = [
+            "<tr>" + "".join(cell(None, clipped(text(override(c.trials[0], p)), 40))
+                             for p in paths)
+            + "".join(cell(None, mean_and_sd(averaged(
+                c.trials, [t.results.get(name) for t in finished(c.trials)])))
+                for name in names) + "</tr>" for c in self.groups]
+        return section("What else was measured",
+                       table("".join(f"<th>{escaped(h)}</th>" for h in head), rows),
+                       "newest values, mean ± sd over seeds")
 
     def parallel(self) -> str:
         """The parallel coordinates of leaves and metric."""
@@ -601,7 +624,7 @@ def write(path: Path, *, title: str, metric: str | None, mode: str, trials: Sequ
     made = Page(metric, mode, trials)
     said = "".join(f"<p class=note>{escaped(note)}</p>" for note in notes)
     body = "\n".join([f"<h1>{escaped(title)}</h1>", made.summary(), said, made.ranking(),
-                      made.seeds(), made.parallel(), made.leaves(), made.curves(),
+                      made.seeds(), made.measures(), made.parallel(), made.leaves(), made.curves(),
                       made.importance(), made.failures()])
     page.save(path, page.document(title, body, made.charts, script=SCRIPT,
                                   data={"trials": [made.hover(t) for t in made.trials]}))

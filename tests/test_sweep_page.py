@@ -144,7 +144,14 @@ def test_mean_and_sd_are_numpys(tmp_path: Path) -> None:
         assert (c.n, c.mean) == (4, pytest.approx(np.mean(values, dtype=float)))
         assert c.sd == pytest.approx(np.std(values, ddof=1, dtype=float))
     assert [c.mean for c in found] == sorted((c.mean for c in found), reverse=True)
-    assert sweep_page.mean_and_sd(found[0]) in own(page(tmp_path, trials))
+    shown = own(page(tmp_path, trials))
+    assert sweep_page.mean_and_sd(found[0]) in shown and "What else was measured" not in shown
+    others = [trial(i, x, metrics=("test/accuracy", "test/gap", "train/loss"), seed=i)
+              for i, x in enumerate((0.5, 0.6))]
+    at = (1 - 0.8 ** 20) * np.array([0.5, 0.6])  # where their curves end
+    shown = own(page(tmp_path, others)).partition("What else was measured")[2].partition("</tab")[0]
+    assert "test/gap" in shown and "train/loss" not in shown and "test/accuracy" not in shown
+    assert f"{at.mean():.3f} ± {at.std(ddof=1):.3f}" in shown
     assert configurations([trial(i, i, rate=i, seed=0) for i in range(9)], "max") == []
     assert configurations([trial(i, i, rate=0) for i in range(9)], "max") == []
 
