@@ -24,9 +24,9 @@ plain form is off by 1.2e-5, "winograd_dot" by 2.1e-6.) The parts:
 
 The choice is a function of the static shapes (`choose`), which follows measurements of
 `benchmarks/conv.py`; of how often the program will run, because sums compile longer; and of whether
-it is traced inside a loop (`jaxdl.tracing`). On other backends, for other types than float32, other
-numbers of dimensions, other groups and dilation it is always the plain one. The training log names
-the forms that were chosen.
+it is traced inside a loop (`jaxdl.tracing`). On other backends, for other types than float32 (and
+float64, if depthwise), other numbers of dimensions, other groups and dilation it is always the
+plain one. The training log names the forms that were chosen.
 
 Gradients of any order in reverse mode are defined, by the same forms. Forward mode (`jax.jvp`,
 `jax.hessian`) is defined of `depthwise` alone, and JAX says so: inside `with conv.plain():`, or
@@ -117,9 +117,10 @@ def convolve(x: Array, w: Array, strides: Sequence[int], padding: str | Sequence
     """
     groups = feature_group_count
     usual = (
-        x.ndim == 4 and x.dtype == w.dtype == jnp.float32 and 0 not in (*x.shape, *w.shape)
-        and (groups == 1
-             or (groups == x.shape[-1] == w.shape[-1] and math.prod(w.shape[:2]) <= MOST))
+        x.ndim == 4 and x.dtype == w.dtype and 0 not in (*x.shape, *w.shape)
+        and (x.dtype == jnp.float32 if groups == 1 else (
+            groups == x.shape[-1] == w.shape[-1] and math.prod(w.shape[:2]) <= MOST
+            and x.dtype in (jnp.float32, jnp.float64)))
         and all(value is None for value in options.values())
         and {*(lhs_dilation or ()), *(rhs_dilation or ())} <= {1}
         and lax.conv_dimension_numbers(x.shape, w.shape, dimension_numbers)

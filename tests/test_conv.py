@@ -121,6 +121,9 @@ def test_other_groups_are_plain_and_large_kernels() -> None:
         with tracing(notes=notes):
             text = str(jax.make_jaxpr(lambda x, w: grouped(x, w, 1, "SAME"))(x, w))
         assert ("conv_general_dilated" not in text) == fast
+        half = str(jax.make_jaxpr(lambda x, w: grouped(x, w, 1, "SAME"))(
+            x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)))
+        assert "conv_general_dilated" in half  # whose sums would be in bfloat16
         assert notes == ({"depthwise convolutions by sums"} if fast else set())
 
 
