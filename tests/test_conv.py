@@ -94,7 +94,9 @@ def grouped(x: Array, w: Array, stride: int, padding: object) -> Array:
     ((3, 3), 1, "SAME"), ((3, 3), 2, "SAME"), ((5, 5), 2, ((2, 2), (2, 2))),
     ((2, 4), 3, ((0, 3), (1, 0))), ((3, 1), 1, "VALID"), ((1, 1), 2, "VALID")])
 def test_depthwise_equals_plain(kernel: tuple[int, int], stride: int, padding: object) -> None:
-    """With both gradients, forward mode, and under vmap over images or weights or both."""
+    """With both gradients, forward mode, and (one of them) under vmap over images, weights or
+    both."""
+    mapped = ((0, None), (None, 0), (0, 0)) if kernel == (2, 4) else ()
     x, w = normal(0, 3, 2, 9, 8, 6), normal(1, 3, *kernel, 1, 6)
 
     def everything(x: Array, w: Array) -> tuple[Array, ...]:
@@ -108,7 +110,7 @@ def test_depthwise_equals_plain(kernel: tuple[int, int], stride: int, padding: o
             text = str(jax.make_jaxpr(lambda x, w: grouped(x, w, stride, padding))(x[0], w[0]))
             found.append([jax.jit(everything)(x[0], w[0]), *(
                 jax.jit(jax.vmap(everything, axes))(*(a if axis == 0 else a[0] for a, axis in zip(
-                    (x, w), axes, strict=True))) for axes in ((0, None), (None, 0), (0, 0)))])
+                    (x, w), axes, strict=True))) for axes in mapped)])
             assert ("conv_general_dilated" in text) == (len(found) == 1)
     assert_near(found[1], found[0])
 
