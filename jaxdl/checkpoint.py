@@ -69,7 +69,8 @@ class Checkpoints:
         self._commit: threading.Thread | None = None
         self._error: BaseException | None = None
         self._failed = False
-        # Where nobody closes it: before Python stops the threads that Orbax writes with.
+        # Where nobody closes it: before Python stops the threads that Orbax writes with. (Python
+        # 3.12 starts none any more at this point, so that what is unfinished fails, with a line.)
         mine = weakref.ref(self)
         threading._register_atexit(lambda: mine() and mine()._leave())  # type: ignore
 
