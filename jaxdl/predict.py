@@ -803,7 +803,7 @@ def run(command: "Command") -> int:
     compilation.keep_programs()
     split = evaluated(experiment)
     source = splits(experiment)(split)
-    targets = getattr(experiment.task, "targets", None) or ("label", "next", "target")
+    targets = getattr(experiment.task, "target_fields", None) or ("label", "next", "target")
     pictures = Pictures(source, targets)
     output = expanded("output", options.output) if options.output is not None else new_folder(
         folder)

@@ -103,7 +103,7 @@ class NextToken(LossTask):
 
     model: nn.Module
 
-    targets: ClassVar[tuple[str, ...]] = ("next",)
+    target_fields: ClassVar[tuple[str, ...]] = ("next",)
     causal: ClassVar[bool] = True
 
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,

@@ -22,6 +22,7 @@ from jaxdl.tasks.adversarial import AdversarialTraining, Attack
 from jaxdl.tasks.averaging import SWA
 from jaxdl.tasks.classification import Classification
 from jaxdl.tasks.fairness import TabularClassification
+from jaxdl.tasks.lora import LoRA
 from jaxdl.tasks.multi_task import MultiTask
 from tests import plants
 
@@ -206,6 +207,13 @@ def test_micro_batches_of_a_loss_that_draws_are_not_compared() -> None:
             "accumulation", "modes"))}
         assert found["accumulation"].verdict == verdict, found
         assert found["modes"].look_at == "images are attacked in training alone"
+
+
+def test_the_layers_that_adapters_are_for_are_no_fields() -> None:
+    """LoRA's `targets` are regexes of kernels."""
+    plain: Any = plants.digits(MLP(widths=(16,))).task
+    subject = Subject(plants.digits(task=LoRA(task=plain, targets=("dense1/kernel",))))
+    assert (subject.targets, subject.inputs) == (("label",), ("image",))
 
 
 def test_tasks_that_share_a_trunk_grow_together() -> None:

@@ -78,7 +78,7 @@ def test_the_trunk_is_shared_and_the_weighted_losses_are_added() -> None:
     own = {**after.params["shared"], **after.params["parity"]}
     chex.assert_trees_all_close(logits["parity"], MODEL.clone(classes=2).apply(
         {"params": own}, BATCH["image"], train=False), rtol=1e-5)
-    assert TASK.targets == ("label", "odd")
+    assert TASK.target_fields == ("label", "odd")
 
 
 def test_a_task_may_have_a_mask_of_its_own() -> None:

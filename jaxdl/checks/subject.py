@@ -7,7 +7,7 @@ once and kept in memory. A check returns a `Finding`.
 Of a task the checks use what it has. `loss` (every LossTask) opens most of them. Further, each of
 these may be there:
 
-    targets         names of the batch's fields that are to be predicted, () for none (else:
+    target_fields   names of the batch's fields that are to be predicted, () for none (else:
                     "label", "next", "target"); all others but "index" and "mask" are inputs
     logits          (state, batch) -> [B, K] or [B, T, V]
     causal          whether the output at t must not depend on inputs after t
@@ -174,7 +174,7 @@ class Subject:
     @functools.cached_property
     def targets(self) -> tuple[str, ...]:
         """The fields that are to be predicted."""
-        found = getattr(self.task, "targets", None)
+        found = getattr(self.task, "target_fields", None)
         fields = self.train.arrays or {}
         return tuple((n for n in ("label", "next", "target") if n in fields)
                      if found is None else found)

@@ -47,7 +47,7 @@ class MAE(LossTask):
     heads: Size = 16
     normalise: bool = True
 
-    targets: ClassVar[tuple[str, ...]] = ()
+    target_fields: ClassVar[tuple[str, ...]] = ()
     not_applicable: ClassVar[Mapping[str, str]] = {
         "modes": "in training the patches that are seen are drawn at random",
         "overfits": "which patches are seen is drawn anew in each step"}

@@ -79,7 +79,7 @@ class MultiTask(LossTask):
                 **(weighted if self.balance in ("uncertainty", "gradnorm") else {})}
 
     @property
-    def targets(self) -> tuple[str, ...]:
+    def target_fields(self) -> tuple[str, ...]:
         """The fields that are to be predicted."""
         return tuple(dict.fromkeys(self.fields.get(n, {}).get("label", "label")
                                    for n in self.tasks))

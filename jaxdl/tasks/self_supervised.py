@@ -42,7 +42,7 @@ class SelfSupervised(LossTask):
 
     model: nn.Module
 
-    targets: ClassVar[tuple[str, ...]] = ()
+    target_fields: ClassVar[tuple[str, ...]] = ()
     not_applicable: ClassVar[Mapping[str, str]] = {"modes": AUGMENTED}
 
     def drawn(self, key: Array, train: bool) -> Array:

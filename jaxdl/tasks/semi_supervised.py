@@ -33,7 +33,7 @@ class SemiSupervised(Wrapped):
     class, as Classification has.
     """
 
-    targets: ClassVar[tuple[str, ...]] = ("label", "labelled")
+    target_fields: ClassVar[tuple[str, ...]] = ("label", "labelled")
     not_applicable: ClassVar[Mapping[str, str]] = {
         "labels": "unlabelled examples have the label -1",
         "order": "labelled examples come more often than others",
