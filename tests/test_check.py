@@ -5,11 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdl import check, cli, config
+from jaxdl import api, check, cli, config
 from jaxdl.checks import subject as subjects
 from jaxdl.checks.subject import NO_LOSS, Finding, Subject
 from jaxdl.checks.training import learning_rate_range
@@ -207,6 +209,25 @@ def test_micro_batches_of_a_loss_that_draws_are_not_compared() -> None:
             "accumulation", "modes"))}
         assert found["accumulation"].verdict == verdict, found
         assert found["modes"].look_at == "images are attacked in training alone"
+
+
+def test_what_starts_from_a_run_is_checked_with_its_parameters(tmp_path: Path) -> None:
+    assert cli.main(["--experiment=mlp_digits", "--steps=2", f"--workdir={tmp_path}/run"]) == 0
+    experiment, state = api.state(tmp_path / "run")
+    one = config.replace(experiment, {"init_from.path": f"{tmp_path}/run"})
+    subject = Subject(one, steps=4)
+    chex.assert_trees_all_equal(subject.fresh.params, state.params)
+    states: list[Any] = []
+    subject.trained(steps=1, program=subject.with_rate(0.), watch=lambda step, carry: states.append(
+        jax.device_get(carry.state.params)))
+    chex.assert_trees_all_equal(states[0], jax.device_get(state.params))
+    found = {n: f for n, f, _ in check.examine(one, subject, only=("capacity",
+                                                                   "learning_rate_range"))}
+    assert {n: f.verdict == "-" for n, f in found.items()} == {"capacity": True,
+                                                               "learning_rate_range": False}
+    none = config.replace(experiment, {"init_from.path": "no/run"})
+    (_, finding, _), = check.examine(none, only=("gradients",))
+    assert finding.verdict == "FAIL" and "there is no such run or file" in finding.measured
 
 
 def test_the_layers_that_adapters_are_for_are_no_fields() -> None:

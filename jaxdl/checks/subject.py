@@ -33,6 +33,7 @@ import numpy as np
 from jaxdl import config, cost, parallel
 from jaxdl.data.source import Arrays, Source, assemble
 from jaxdl.experiment import Experiment, Mesh
+from jaxdl.init_from import overlay
 from jaxdl.task import LossTask
 from jaxdl.train import SHORT, Carry, Program, splits
 
@@ -204,8 +205,13 @@ class Subject:
     @functools.cached_property
     def fresh(self) -> Any:
         """The state before the first step."""
-        return self.compiled(lambda key, batch: self.task.init(key, batch, self.tx))(
-            jax.random.fold_in(jax.random.key(self.experiment.seed), 0), self.batch(self.train))
+        return self.begun(self.compiled(lambda key, batch: self.task.init(key, batch, self.tx))(
+            jax.random.fold_in(jax.random.key(self.experiment.seed), 0), self.batch(self.train)))
+
+    def begun(self, state: Any) -> Any:
+        """A state with the parameters that the experiment starts from, if not its own."""
+        init = self.experiment.init_from
+        return state if init.path is None else overlay(state, init, self.task)[0]
 
     @functools.cached_property
     def warm(self) -> Any:
@@ -280,6 +286,7 @@ class Subject:
             program.arrays = self.devices.replicate(arrays)
         steps = steps or self.experiment.steps
         carry, plan = program.init(program.knobs), program.plan(0, steps)
+        carry = Carry(self.begun(carry.state), carry.window)
         at = 0
         while at < steps:
             several = 1 if watch else min(program.fused, steps - at)

@@ -195,6 +195,8 @@ def capacity(subject: Subject) -> Finding:
     """A larger model fits the training data at least as well."""
     if not subject.has_loss:
         return skipped(NO_LOSS)
+    if subject.experiment.init_from.path is not None:
+        return skipped("the network's size is that of the weights it starts from")
     found = wider(subject.quiet)
     if found is None:
         return skipped(f"none of {', '.join(WIDTHS)} is a leaf of the task")
@@ -243,6 +245,7 @@ def learning_rate_range(subject: Subject) -> Finding:
     base = subject.with_rate(1.)
     plan = subject.program.plan(0, steps)
     carry = base.init(base.knobs)
+    carry = Carry(subject.begun(carry.state), carry.window)
     rates, losses = [], []
     for i, factor in enumerate(factors):
         # What the schedule takes away at this step, in a warm-up say, is given back.
