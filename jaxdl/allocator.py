@@ -40,3 +40,21 @@ def keep_memory() -> bool:
     if not hasattr(libc, "gnu_get_libc_version"):
         return False
     return all(libc.mallopt(name, value) == 1 for name, value in SETTINGS)
+
+
+class _Heap(ctypes.Structure):
+    """mallinfo2 of <malloc.h>, from glibc 2.33 on."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks",
+        "fordblks", "keepcost")]
+
+
+def kept() -> int:
+    """Bytes that the process holds and does not use: the next buffers are made of them. 0 where
+    that is not known."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallinfo2"):
+        return 0
+    libc.mallinfo2.restype = _Heap
+    return libc.mallinfo2().fordblks

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdl import allocator
 from jaxdl.matmul import fast_dtype
 
 
@@ -189,8 +190,8 @@ def room(what: str, needed: int) -> bool:
     Raises:
       MemoryError: it is not. Swapped out, memory counts as left.
     """
-    if jax.default_backend() == "cpu" and (free := free_memory(swap=True)) is not None \
-            and needed > free:
+    free = free_memory(swap=True) if jax.default_backend() == "cpu" else None
+    if free is not None and needed > (free := free + allocator.kept()):
         raise MemoryError(f"{what} would take {needed / 1e9:.1f} GB, {max(free, 0) / 1e9:.1f} GB "
                           "are left")
     return True
@@ -218,9 +219,11 @@ def free_memory(root: Path = Path("/"), *, swap: bool = False) -> int | None:
     found = [available]
     if (most := number("proc/self/limits", "Max address space")) is not None:
         found.append(most - (number("proc/self/status", "VmSize:", 1024) or 0))
-    for limit, used in (("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current"),
-                        ("sys/fs/cgroup/memory/memory.limit_in_bytes",
-                         "sys/fs/cgroup/memory/memory.usage_in_bytes")):
-        if (most := number(limit)) is not None:
-            found.append(most - (number(used) or 0))
+    for folder, limit, used, start in (
+            ("sys/fs/cgroup", "memory.max", "memory.current", "\n"),
+            ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "\ntotal_")):
+        if (most := number(f"{folder}/{limit}")) is not None:
+            cached = [number(f"{folder}/memory.stat", f"{start}{kind}_file ") or 0
+                      for kind in ("active", "inactive")]  # of files, and given back when needed
+            found.append(most - (number(f"{folder}/{used}") or 0) + sum(cached))
     return min((x for x in found if x is not None), default=None)

@@ -17,10 +17,13 @@ from jaxdl.tracing import current, tracing
 RESIDENT = """
 import sys
 import numpy as np
-from jaxdl.allocator import keep_memory
-kept = keep_memory()
+from jaxdl import allocator
+kept = allocator.keep_memory()
 x = np.ones(270_000_000)  # 2.16 GB: more than an int of glibc's thresholds holds
+before = allocator.kept()
 del x
+assert not kept or allocator.kept() - before > 2e9 or not hasattr(allocator.ctypes.CDLL(None),
+                                                                  "mallinfo2")
 size = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
 print(kept, int(size.split()[1]) // 1024)
 """

@@ -1,7 +1,6 @@
 """Status 0 means that the last step is on disk, however a program that saves ends."""
 
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -67,9 +66,9 @@ def test_too_little_memory_of_the_process_is_one_line(tmp_path: Path, change: st
                                                       ) -> None:
     """Told before it is asked for: JAX would wait for ever for what could not be allocated."""
     done = subprocess.run(
-        [sys.executable, "launch.py", "--experiment=mlp_digits", *change.split(), "--steps=2",
-         f"--workdir={tmp_path}"], cwd=ROOT, capture_output=True, text=True, timeout=100,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (LIMIT, LIMIT)))
+        ["bash", "-c", f'ulimit -v {LIMIT // 1024}; exec "$@"', "-", sys.executable, "launch.py",
+         "--experiment=mlp_digits", *change.split(), "--steps=2", f"--workdir={tmp_path}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
     assert re.fullmatch(rf"error: out of memory: {what} would take \d+\.\d GB, \d\.\d GB are left; "
                         rf"{LESS}\n", done.stderr), done.stderr

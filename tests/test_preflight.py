@@ -85,6 +85,20 @@ def test_free_memory_is_that_of_the_control_group_if_less(tmp_path: Path) -> Non
     (group / "memory.max").write_text("3000000\n")
     (group / "memory.current").write_text("1000000\n")
     assert free_memory(tmp_path) == 2_000_000
+    # Of the million, files that were read take a third, which is given back when it is needed.
+    (group / "memory.stat").write_text("anon 9\nfile 700000\ninactive_file 300000\n"
+                                       "active_file 33333\nunevictable 0\n")
+    assert free_memory(tmp_path) == 2_333_333
+    (group / "memory.stat").unlink()
+    older = tmp_path / "sys/fs/cgroup/memory"
+    older.mkdir()
+    (older / "memory.limit_in_bytes").write_text("1500000\n")
+    (older / "memory.usage_in_bytes").write_text("900000\n")
+    (older / "memory.stat").write_text("cache 9\ninactive_file 1\ntotal_cache 9\n"
+                                       "total_inactive_file 100000\ntotal_active_file 200000\n")
+    assert free_memory(tmp_path) == 900_000
+    for path in older.iterdir():
+        path.unlink()
     (tmp_path / "proc/self").mkdir()
     limits, size = tmp_path / "proc/self/limits", tmp_path / "proc/self/status"
     size.write_text("VmSize: 1000 kB\n")
