@@ -86,7 +86,8 @@ def depthwise(batch: int, height: int, c: int, kernel: int, stride: int) -> list
     functions = {}
     for plain in (True, False):
         with conv.plain() if plain else tracing():
-            for name, function in (("y", forward), ("x", jax.grad(loss)),
+            # A function of its own for each: what was traced once is not traced again.
+            for name, function in (("y", lambda x, w: forward(x, w)), ("x", jax.grad(loss)),
                                    ("w", jax.grad(loss, argnums=1))):
                 compiled = jax.jit(function).lower(x, w).compile()
                 functions[f"{name} {plain}"] = functools.partial(compiled, x, w)
