@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -289,24 +290,32 @@ def test_a_changed_manifest_is_no_manifest(three: Path) -> None:
     assert restore(three)[1] == {"note": 2}
 
 
-def test_a_save_counts_no_bytes_for_a_log(tmp_path: Path) -> None:
-    """TensorStore never frees the lists that its counters are returned in."""
+def test_a_save_leaves_nothing_in_memory(tmp_path: Path) -> None:
+    """TensorStore never frees the lists of its counters, nor the dictionaries of its specs."""
     import gc
 
+    import tensorstore
     from orbax.checkpoint._src.serialization import tensorstore_utils
 
     store = Checkpoints(tmp_path / "checkpoints")
     assert tensorstore_utils.get_tensorstore_raw_bytes() == 0
+    local = {"driver": "file", "path": f"{tmp_path}/"}
+    spec = tensorstore_utils.ts.KvStore.Spec(local)
+    assert spec.path == local["path"]
+    assert spec.to_json() == tensorstore.KvStore.Spec(local).to_json()
+    assert tensorstore_utils.ts.KvStore.open(spec).result().path == local["path"]
 
-    def lists() -> int:
+    state = {f"x{i}": np.ones(3) for i in range(20)}
+
+    def saved(steps: range) -> tuple[int, int]:
+        for step in steps:
+            store.save(step, state, {})
+            store.wait()
         gc.collect()
-        return sum(type(x) is list for x in gc.get_objects())
+        return (sum(type(x) is list for x in gc.get_objects()), sys.getallocatedblocks())
 
-    store.save(1, {"x": np.ones(3)}, {})
-    store.wait()
-    before = lists()
-    for step in range(2, 12):
-        store.save(step, {"x": np.ones(3)}, {})
-        store.wait()
-    assert lists() - before < 100  # It was 220.
+    saved(range(1, 11))
+    before, after = saved(range(11, 21)), saved(range(21, 41))
+    assert after[0] - before[0] < 200  # It was 440,
+    assert after[1] - before[1] < 600  # and 1,760: four for each of 22 specs.
     store.close()
