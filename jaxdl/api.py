@@ -16,7 +16,7 @@ from jaxdl import checkpoint, cli, config, environment, logged, parallel, record
 from jaxdl.errors import UserError
 from jaxdl.experiment import Experiment
 from jaxdl.logged import Logged
-from jaxdl.train import Program, splits
+from jaxdl.train import restored, splits
 
 
 def fit(experiment: Experiment, workdir: str | os.PathLike[str], *, strict_data: bool = False,
@@ -61,10 +61,8 @@ def state(workdir: str | os.PathLike[str], step: str = "last", *,
     # Rebuilt, since a stand-in may have taken the place of the data.
     found = cli.rebuilt(old, folder, () if experiment is None else _users(experiment)[0])
     found.data.prepare()
-    program = Program(found, splits(found)("train"), parallel.arrange(found.mesh, found.rules))
-    carry, _ = checkpoint.load(folder / "checkpoints", checkpoint.select(folder, step),
-                               {"state": program.target.state}, True)
-    return found, carry["state"]
+    return found, restored(found, folder, checkpoint.select(folder, step), splits(found)("train"),
+                           parallel.arrange(found.mesh, found.rules))[1]
 
 
 def _users(experiment: Experiment) -> tuple[tuple[str, ...], dict[str, str]]:

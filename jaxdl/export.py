@@ -37,7 +37,6 @@ from rich.table import Table
 from jaxdl import (
     __version__,
     allocator,
-    checkpoint,
     compilation,
     conv,
     display,
@@ -54,7 +53,7 @@ from jaxdl.experiment import Mesh
 from jaxdl.page import clipped
 from jaxdl.predict import chosen, evaluated, expanded
 from jaxdl.preflight import shapes_of
-from jaxdl.train import Program, splits
+from jaxdl.train import restored, splits
 
 if TYPE_CHECKING:
     from jaxdl.cli import Command
@@ -602,15 +601,9 @@ def of_checkpoint(experiment: "Experiment", folder: Path, step: int, exported: E
     """
     experiment = dataclasses.replace(experiment, mesh=Mesh(data=1), parallel="jit")
     opened = splits(experiment)
-    program = Program(experiment, shapes_of(opened("train")), parallel.arrange(
+    _, state = restored(experiment, folder, step, shapes_of(opened("train")), parallel.arrange(
         experiment.mesh, experiment.rules))
-    try:
-        carry, _ = checkpoint.load(folder / "checkpoints", step, {"state": program.target.state},
-                                   True)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{error}.") from error
-    return Network(exported, jax.device_put(carry["state"], jax.devices()[0]), opened(split),
-                   batch)
+    return Network(exported, jax.device_put(state, jax.devices()[0]), opened(split), batch)
 
 
 def require(name: str) -> Format:

@@ -36,7 +36,7 @@ from jaxdl.display import console
 from jaxdl.errors import NoRoom, RunError, UserError, nearest, shown
 from jaxdl.page import clipped
 from jaxdl.preflight import shapes_of
-from jaxdl.train import Program, splits, structs
+from jaxdl.train import restored, splits, structs
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -607,12 +607,7 @@ def network(experiment: "Experiment", folder: Path, step: int, says: Predictor, 
       files: how many; a batch need not be larger.
     """
     devices = parallel.arrange(experiment.mesh, experiment.rules)
-    program = Program(experiment, shapes_of(splits(experiment)("train")), devices)
-    try:
-        carry, _ = checkpoint.load(folder / "checkpoints", step, {"state": program.target.state},
-                                   True)
-    except (ValueError, OSError) as error:
-        raise UserError(f"{error}.") from error
+    _, state = restored(experiment, folder, step, shapes_of(splits(experiment)("train")), devices)
     size = devices.round_up(min(experiment.batch_size, files))
 
     def outputs(state: Any, inputs: Any) -> Any:
@@ -620,9 +615,9 @@ def network(experiment: "Experiment", folder: Path, step: int, says: Predictor, 
 
     example = devices.place(pictures.batch((), 0, size), size)
     lowered = jax.jit(outputs, in_shardings=(None, devices.batch),
-                      out_shardings=devices.replicated).lower(carry["state"], structs(example))
-    return Network(says, says.columns(lowered.out_info), lowered.compile(), carry["state"],
-                   devices, size)
+                      out_shardings=devices.replicated).lower(state, structs(example))
+    return Network(says, says.columns(lowered.out_info), lowered.compile(), state, devices,
+                   size)
 
 
 def evaluated(experiment: "Experiment") -> str:

@@ -433,16 +433,14 @@ def shown_by_task(run: Logged, modules: Sequence[str],
     opened = train.splits(experiment)
     compilation.keep_programs()
     with progress("reading the checkpoint", None):
-        made = train.Program(experiment, opened("train"), parallel.arrange(
+        _, state = train.restored(experiment, run.folder, step, opened("train"), parallel.arrange(
             experiment.mesh, experiment.rules))
-        carry, _ = checkpoint.load(run.folder / "checkpoints", step,
-                                   {"state": made.target.state}, True)
     split = next((s for e in experiment.evals.values()
                   if isinstance(s := getattr(e, "split", None), str)), "train")
 
     def one_by_one() -> Iterator[Any]:
         with progress("pictures", None) as advance:
-            yield from experiment.task.pictures(carry["state"], Material(  # type: ignore
+            yield from experiment.task.pictures(state, Material(  # type: ignore
                 source=opened, split=split, batch_size=min(experiment.batch_size, BATCH),
                 seed=experiment.seed,
                 names=getattr(experiment.data, "names", None), tsne=tsne, advance=advance))

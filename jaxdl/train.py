@@ -737,18 +737,24 @@ def evaluate(experiment: Experiment, folder: Path,
     number = distributed.by_leader(lambda: select(folder, step))
     devices = parallel.arrange(experiment.mesh, experiment.rules)
     opened = splits(experiment)
-    program = Program(experiment, opened("train"), devices)
+    program, state = restored(experiment, folder, number, opened("train"), devices)
+    return number, {
+        f"{name}/{metric}": float(x) for name, evaluator in experiment.evals.items()
+        for metric, x in evaluator(experiment.task, state, Context(
+            name=name, step=number, source=opened, batch_size=experiment.batch_size,
+            devices=devices, knobs=program.knobs, bound=program.bound)).items()}
+
+
+def restored(experiment: Experiment, folder: Path, step: int, source: Source,
+             devices: parallel.Devices) -> tuple[Program, Any]:
+    """(program, state) of a checkpoint, on these devices, wherever it was trained. Of the source
+    the shapes alone matter. A UserError if the checkpoint cannot be read, or is of another one."""
+    program = Program(experiment, source, devices)
     try:
-        carry, _ = load(folder / "checkpoints", number, {"state": program.target.state}, True)
+        carry, _ = load(folder / "checkpoints", step, {"state": program.target.state}, True)
+        return program, carry["state"]
     except (ValueError, OSError) as error:
         raise UserError(f"{error}.") from error
-    results = {}
-    for name, evaluator in experiment.evals.items():
-        values = evaluator(experiment.task, carry["state"], Context(
-            name=name, step=number, source=opened, batch_size=experiment.batch_size,
-            devices=devices, knobs=program.knobs, bound=program.bound))
-        results |= {f"{name}/{metric}": float(x) for metric, x in values.items()}
-    return number, results
 
 
 def structs(tree: Any) -> Any:
