@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxdl.data import source
 from jaxdl.data.loader import ahead, ordered, shuffled
 from jaxdl.data.source import Arrays, Records, epoch_index, permutation, transformed
 
@@ -45,6 +46,15 @@ def test_the_order_never_changes() -> None:
 def test_seeds_and_epochs_differ() -> None:
     assert not np.array_equal(permutation(0, 0, 100), permutation(0, 1, 100))
     assert not np.array_equal(permutation(0, 0, 100), permutation(1, 0, 100))
+
+
+def test_the_orders_of_two_epochs_are_kept() -> None:
+    """Not more: a run of many short epochs does not grow."""
+    seed = 12_345
+    for position in range(0, 50 * 97, 32):
+        epoch_index(seed, position, 32, 97)
+    assert [epoch for s, epoch, _ in source._orders if s == seed] == [49, 50]
+    assert permutation(seed, 50, 97) is permutation(seed, 50, 97)
 
 
 def test_the_padded_last_batch_is_masked() -> None:

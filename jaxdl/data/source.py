@@ -89,7 +89,7 @@ _ordering = threading.Lock()
 
 
 def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    """A random order of `size` examples: [size] int32. The last few are kept.
+    """A random order of `size` examples: [size] int32. Two epochs of each seed are kept.
 
     It sorts the raw output of Philox, which NumPy promises not to change (unlike that of
     `Generator.permutation`), so a run continues in the same order under a later NumPy.
@@ -104,6 +104,7 @@ def permutation(seed: int, epoch: int, size: int) -> np.ndarray:
     order.flags.writeable = False
     with _ordering:
         _orders[key] = order
+        _orders.pop((seed, epoch - 2, size), None)
         while len(_orders) > 4 and sum(x.nbytes for x in _orders.values()) > KEPT:
             _orders.popitem(last=False)
     return order
