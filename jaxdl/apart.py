@@ -12,7 +12,7 @@ import functools
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -256,7 +256,7 @@ def of_loop(equation: Any, taken: list[Any], granted: list[bool], result: int,
     xs: list[Any] = []
     asked: Any = None  # whether there is another turn
     if equation.primitive.name == "scan":
-        fixed, carried, count = params["num_consts"], params["num_carry"], params["length"]
+        (fixed, carried), count = of_scan(params), params["length"]
         body, xs = closed(params["jaxpr"]), taken[fixed + carried:]
     else:
         fixed, of_asked = params["body_nconsts"], params["cond_nconsts"]
@@ -293,6 +293,14 @@ def of_loop(equation: Any, taken: list[Any], granted: list[bool], result: int,
             return origin
         result = origin.operand - fixed
     return None
+
+
+def of_scan(params: Mapping[str, Any]) -> tuple[int, int]:
+    """How many of its operands are constants, and how many are carried."""
+    if "num_carry" in params:  # of an earlier jax than 0.12
+        return params["num_consts"], params["num_carry"]
+    fixed, carried, _ = (len(list(part)) for part in params["ft_in"].unpack())
+    return fixed, carried
 
 
 def largest(x: Any) -> Any:
