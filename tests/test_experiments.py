@@ -30,6 +30,7 @@ from jaxdl.models.cnn import CNN
 from jaxdl.models.efficientnet import EfficientNet
 from jaxdl.models.resnet import ResNet
 from jaxdl.task import named
+from jaxdl.tasks.adversarial import AdversarialTraining
 from jaxdl.tasks.lora import LoRA
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +104,8 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
     if isinstance(model, EfficientNet):
         path = "task.task.task.model" if isinstance(experiment.task, LoRA) else "task.task.model"
         changes[path] = CNN(channels=(2, 3), dense=(4,), classes=model.classes, batch_norm=True)
+    if isinstance(experiment.task, AdversarialTraining):
+        changes |= {"task.attack.steps": 2, "evals.attacked.attack.steps": 2}
     if isinstance(experiment.task, LoRA):
         changes |= {"task.targets": ("conv2/kernel",), "task.rank": 2}
     if isinstance(experiment.data, FashionMnist):

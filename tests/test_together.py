@@ -61,20 +61,20 @@ def test_sixteen_rates_and_four_seeds_are_one_program(
     rates = ",".join(f"{x:.6g}" for x in np.geomspace(1e-4, 3e-3, 16))
     run = tmp_path / "sweep"
     assert sweep(run, f"--over=optimizer.learning_rate.peak={rates}", "--over=seed=0:4",
-                 "--steps=200", "--evals.test.every=100", experiment=DIGITS) == 0
+                 "--steps=60", "--evals.test.every=30", experiment=DIGITS) == 0
     assert traced.count(True) == 1
     assert {len(trials) for trials in compiled} == {64}
     for number in (62,):
         rate, seed = rates.split(",")[number // 4], number % 4
         alone = tmp_path / f"alone{number}"
         assert cli.main([DIGITS, f"--workdir={alone}", f"--optimizer.learning_rate.peak={rate}",
-                         f"--seed={seed}", "--steps=200", "--evals.test.every=100"]) == 0
+                         f"--seed={seed}", "--steps=60", "--evals.test.every=30"]) == 0
         trial = run / "trials" / f"{number:04d}"
         assert_close(logged(trial), logged(alone), 1e-4)
-        a, b = (arrays(folder / "checkpoints", 200) for folder in (trial, alone))
+        a, b = (arrays(folder / "checkpoints", 60) for folder in (trial, alone))
         assert a.keys() == b.keys()
         np.testing.assert_array_equal(a["state/key"], b["state/key"])
-        assert a["state/seen"] == b["state/seen"] == 200 * 64
+        assert a["state/seen"] == b["state/seen"] == 60 * 64
 
 
 def test_trials_begin_as_they_would_alone() -> None:
