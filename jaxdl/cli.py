@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LONGEST = 2_000  # characters of an error
 Seconds = Annotated[float, config.Between(0.1, 1e6)]
 
-USAGE = """usage: launch.py [MODE] --experiment=NAME|FILE|RUN_DIR [--a.b.c=value ...]
+USAGE = """usage: {program} [MODE] --experiment=NAME|FILE|RUN_DIR [--a.b.c=value ...]
 
 modes:
 {modes}
@@ -36,9 +36,14 @@ modes:
 --experiment takes a name that 'list' shows, the path of an experiment file of your own, or a run
 directory. With --help after it, every leaf of that experiment is listed with its type and default:
 
-  launch.py --experiment=resnet_cifar --help
-  launch.py --experiment=resnet_cifar --optimizer.learning_rate.peak=0.05 --steps=2000
-  launch.py evaluate --experiment=runs/resnet_cifar/2026-01-31_12-00-00 --step=best"""
+  {program} --experiment=resnet_cifar --help
+  {program} --experiment=resnet_cifar --optimizer.learning_rate.peak=0.05 --steps=2000
+  {program} evaluate --experiment=runs/resnet_cifar/2026-01-31_12-00-00 --step=best"""
+
+
+def program() -> str:
+    """How jaxdl was started, for commands that are shown."""
+    return "python launch.py" if Path(sys.argv[0]).name == "launch.py" else "jaxdl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,7 +346,7 @@ def train_watched(command: Command, watchdog: Watchdog) -> int:
     display.console.print(f"{command.name} in {folder}")
     fit(experiment, run, sinks=options.sinks, profile=steps, grace=options.preempt_grace,
         watchdog=watchdog, strict_compile=options.strict_compile)
-    display.console.print(f"for a page of it: launch.py report {folder}")
+    display.console.print(f"for a page of it: {program()} report {folder}")
     return 0
 
 
@@ -579,7 +584,7 @@ def _main(args: list[str]) -> int:
         modes.append(f"  {'report':14} make a page of a run, or of several: report RUN [RUN ...]")
         modes.append(f"  {'results':14} table of what finished runs and sweeps came to")
         modes.append(f"  {'launch':14} run a mode in --processes=N processes of this machine")
-        print(USAGE.format(modes="\n".join(modes)))
+        print(USAGE.format(program=program(), modes="\n".join(modes)))
         return 0
     if mode == "launch":
         return launch(args)
@@ -605,7 +610,7 @@ def _main(args: list[str]) -> int:
 def report(args: list[str]) -> int:
     """Writes one page that shows a run, or compares several, or serves it."""
     runs, flags = _words(args, ("--output", "--port", "--experiment"))
-    options, _ = parse_flags({}, ReportOptions(), flags, "launch.py report RUN [RUN ...]")
+    options, _ = parse_flags({}, ReportOptions(), flags, f"{program()} report RUN [RUN ...]")
     if not runs:
         raise UserError("report: name one run directory, or several.")
     modules: tuple[str, ...] = ()
@@ -626,7 +631,7 @@ def report(args: list[str]) -> int:
 def results(args: list[str]) -> int:
     """Prints what the finished runs and sweeps in some folders came to."""
     folders, flags = _words(args, ("--output",))
-    options, _ = parse_flags({}, ResultsOptions(), flags, "launch.py results [FOLDER ...]")
+    options, _ = parse_flags({}, ResultsOptions(), flags, f"{program()} results [FOLDER ...]")
     from jaxdl import results as table
 
     table.run([Path(os.path.expanduser(f)) for f in folders or ["runs"]],
@@ -750,7 +755,7 @@ def parse(mode: str, target: str, args: list[str]) -> Command:
         name, expected, modules = path.stem, module.__doc__ or "", tuple(environment.users(module))
         code = environment.code(module)
         experiment = files.build(module)
-    options, typed = parse_flags(experiment, MODES[mode].options(), args, f"launch.py {mode}")
+    options, typed = parse_flags(experiment, MODES[mode].options(), args, f"{program()} {mode}")
     if getattr(options, "workdir", None):
         try:
             workdir = str(Path(options.workdir).expanduser())

@@ -179,7 +179,7 @@ def over(text: str, command: Any) -> tuple[str, list[Any]]:
     for part in parts:
         try:
             _, typed = cli.parse_flags(command.experiment, command.options, [f"--{path}={part}"],
-                                       "launch.py sweep")
+                                       f"{cli.program()} sweep")
         except UserError as error:
             raise UserError(f"--over {shown(text)}: {error}") from None
         if path.replace("-", "_") not in typed and path not in typed:

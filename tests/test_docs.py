@@ -76,7 +76,8 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     folder, commands = tmp_path / "page", tmp_path / "bin"
     for each in (folder, commands):
         each.mkdir()
-    for name, program in {"jaxdl": f"{ROOT}/launch.py", "python": ""}.items():
+    jaxdl = '-c "import sys; from jaxdl.cli import main; sys.exit(main())"'
+    for name, program in {"jaxdl": jaxdl, "python": ""}.items():
         (commands / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {program} "$@"\n')
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}{os.pathsep}{os.environ['PATH']}")

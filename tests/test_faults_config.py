@@ -343,7 +343,7 @@ def test_beside_the_leaves(capfd: Captured, arguments: list[str], message: str) 
 def test_help_of_every_mode(capfd: Captured) -> None:
     for arguments in (["--help"], ["launch", "-h"], ["show", "--help"], ["list", "--help"]):
         assert cli.main(arguments) == 0
-        assert capfd.readouterr().out.startswith("usage: launch.py [MODE]")
+        assert capfd.readouterr().out.startswith("usage: jaxdl [MODE]")
 
 
 def test_names_of_evaluators_are_any_that_a_path_can_hold(tmp_path: Path, capfd: Captured) -> None:
