@@ -13,7 +13,7 @@ these numbers.
 
 from jaxdl.data.mnist_sample import MnistSample
 from jaxdl.evaluate import Evaluate
-from jaxdl.experiment import Experiment
+from jaxdl.experiment import Best, Experiment
 from jaxdl.models.cnn import CNN
 from jaxdl.optimizer import Adam, Cosine
 from jaxdl.prune import LotteryTicket, Pruned, Sparsity
@@ -29,6 +29,7 @@ def config() -> Experiment:
         data=MnistSample(),
         optimizer=Pruned(optimizer=ADAM, sparsity=0.9, kind="global", start=0.1, end=0.6, every=20),
         evals={"test": Evaluate(split="test", every=600), "left": Sparsity(every=600)},
+        best=Best(metric="test/accuracy"),
         steps=600, batch_size=64, log_every=100,
     )
 

@@ -275,7 +275,7 @@ class Page:
     """
 
     def __init__(self, metric: str | None, mode: str, trials: Sequence[PageTrial]) -> None:
-        self.metric, self.mode = metric or "value", mode
+        self.metric, self.mode, self.ranks = metric or "value", mode, metric is not None
         self.trials = ranked(trials, mode)
         self.paths = varying(self.trials)
         self.names = short_names(dict.fromkeys(p for t in self.trials for p in t.overrides))
@@ -314,7 +314,8 @@ class Page:
                 parts.append(f"trial {first.number}, {escaped(first.state)}, "
                              f"has {text(first.value)}")
         elif self.trials:
-            parts.append("no trial has a value")
+            parts.append("no trial has a value" if self.ranks else "no metric ranks them: set "
+                         "best.metric, or --metric=EVALUATOR/NAME")
         if self.groups and self.groups[0].n > 1:
             c = self.groups[0]
             parts.append(f"best mean over seeds: <b>{mean_and_sd(c)}</b> (n = {c.n}) "
@@ -383,7 +384,7 @@ class Page:
             "<tr>" + "".join(cell(None, clipped(text(override(c.trials[0], p)), 40))
                              for p in paths)
             + "".join(cell(None, mean_and_sd(averaged(
-                c.trials, [t.results.get(name) for t in finished(c.trials)])))
+                c.trials, [t.results.get(name) for t in c.trials if t.state == "done"])))
                 for name in names) + "</tr>" for c in self.groups]
         return section("What else was measured",
                        table("".join(f"<th>{escaped(h)}</th>" for h in head), rows),
