@@ -30,6 +30,7 @@ from jaxdl.experiment import Experiment
 COLOURS = {"pass": "#2b8a3e", "warn": "#b35c00", "FAIL": "#c92a2a", "-": "#767d86"}
 STYLES = {"pass": "green", "warn": "yellow", "FAIL": "bold red", "-": "dim"}
 PICTURES = 32  # examples on the page
+LONG = 30  # seconds of a check that a log is told of
 
 Check = Callable[[Subject], Finding]
 
@@ -122,6 +123,9 @@ def run(command: Any) -> int:
             for _, finding, seconds in examine(experiment, subject, fast=options.fast,
                                                only=(name,)):
                 findings[name] = finding, seconds
+                if seconds > LONG and not waiting.is_terminal:  # A file shows no status.
+                    waiting.print(f"{i + 1} of {len(wanted)}: {name} {finding.verdict}, "
+                                  f"{seconds:.0f} s", markup=False, soft_wrap=True)
     console.print(table(findings))
     for name, (finding, _) in findings.items():
         if finding.verdict in ("warn", "FAIL") and finding.look_at:

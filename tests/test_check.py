@@ -258,10 +258,14 @@ def test_the_rate_rises_whatever_the_schedule_does_with_it() -> None:
     assert rates[0] == pytest.approx(3e-6, rel=1e-3)
 
 
-def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path,
+                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "LONG", -1)
     assert cli.main(["check", "--experiment=mlp_digits", "--only=inputs,order,initial_loss",
                      f"--workdir={tmp_path}"]) == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert [line.rsplit(" ", 2)[0] for line in err.splitlines() if " of 3: " in line] == [
+        "1 of 3: inputs pass,", "2 of 3: order pass,", "3 of 3: initial_loss pass,"]
     assert "3 passed, 0 to look at, 0 failed, 0 do not apply" in out
     page = (tmp_path / "check.html").read_text()
     assert page.count("data:image/png;base64,") >= 32 and "forgotten division by 255" in page
