@@ -4,9 +4,9 @@
     python launch.py sweep --experiment=multi_task
 
 Pictures of two overlapping digits of MNIST, as in Sener & Koltun (2018), section 5.1, but 2,000 of
-them. A CNN with two heads, its losses weighted by uncertainty (Kendall et al. 2018). The sweep
-compares the four ways to balance the two with one network for each question, which they must beat
-in the mean of both; three seeds each. No paper states these numbers.
+them. A CNN whose convolutions serve two classifiers, the losses weighted by uncertainty (Kendall
+et al. 2018). The sweep compares the four ways to balance the two with one network for each
+question, which they must beat in the mean of both; three seeds each. No paper states these numbers.
 """
 
 from jaxdl.data.mnist_sample import MnistSample
@@ -22,8 +22,8 @@ from jaxdl.tasks.multi_task import MultiTask
 ONE = Classification(model=CNN(channels=(16, 32, 32), dense=(64,), classes=10))
 
 
-def together(balance: str, shared: str = "(conv|dense).*") -> MultiTask:
-    """Of the two questions; with `shared` of a layer that is none, almost nothing is shared."""
+def together(balance: str, shared: str = "conv.*") -> MultiTask:
+    """Of the two questions."""
     return MultiTask(tasks={"first": ONE, "second": ONE}, shared=(shared,),
                      fields={"second": {"label": "second"}},
                      balance=balance)  # type: ignore[arg-type]
@@ -42,5 +42,5 @@ def config() -> Experiment:
 
 def sweep() -> list[Trial]:
     ways = [together(x) for x in ("fixed", "uncertainty", "gradnorm", "pcgrad")]
-    # Two networks side by side, that share nothing but the bias of one channel.
+    # Two networks side by side, that share nothing but the biases of their first layer.
     return repeat([{"task": task} for task in (*ways, together("fixed", "conv1/bias"))], 3)

@@ -6,9 +6,10 @@
 A small CNN learns from MNIST's digits without labels; then a linear classifier of its features, and
 their nearest neighbours, are fitted to ten labels of each class. SimCLR (Chen et al. 2020, the
 default), BYOL (Grill et al. 2020) and rotations (Gidaris et al. 2018), over three seeds, must beat
-the same network trained on the hundred labels from scratch, and its random features. The masked
-autoencoder (He et al. 2022) has a small ViT, to be compared with that ViT. No paper states these
-numbers.
+the same network trained on the hundred labels from scratch, by the same probe of its features, and
+its random features. The networks from scratch see the same views of their images as SimCLR's and
+BYOL's. The masked autoencoder (He et al. 2022) has a small ViT, to be compared with that ViT. No
+paper states these numbers.
 """
 
 from jaxdl.data.few_labels import FewLabels
@@ -43,7 +44,8 @@ def config() -> Experiment:
 
 
 def sweep() -> list[Trial]:
-    few = FewLabels(data=DIGITS, labels=100, share=None)
+    viewed = MnistSample(mean=(0.,), std=(1.,), augment=VIEW)
+    few = FewLabels(data=viewed, labels=100, share=None)
     alone: Trial = {"data": few, "batch_size": 32, "steps": 500}
     random: Trial = {"optimizer": Adam(learning_rate=Constant(peak=0.)), "steps": 1}
     return repeat([

@@ -29,6 +29,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxdl import __version__, distributed, quiet
+from jaxdl.atomic import sync_folder, write_atomically
 from jaxdl.errors import NoRoom, RunError, UserError, nearest
 from jaxdl.parallel import bytes_of
 from jaxdl.task import named
@@ -151,7 +152,7 @@ class Checkpoints:
         manifest["files"] = digest(self.arrays / str(step), sync=True)
         if "default/manifest.ocdbt" not in manifest["files"]:  # It merges what it finds, if at all.
             raise RunError(f"Orbax did not find what it had written in {self.arrays / str(step)}")
-        _sync_folder(self.arrays)
+        sync_folder(self.arrays)
         self._write(step, manifest)
         (self.folder / f"{step}.pending").unlink()
         bests: dict[int, int | None] = {}
@@ -185,7 +186,7 @@ class Checkpoints:
         if distributed.leads():
             (self.folder / f"{step}.pending").touch()
             (self.folder / f"{step}.json").unlink()
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         self._manager.delete(step)
         if distributed.leads():
             (self.folder / f"{step}.pending").unlink()
@@ -310,7 +311,7 @@ def digest(folder: Path, sync: bool = False) -> dict[str, list[Any]]:
                 found[str(path.relative_to(folder))] = [
                     path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()]
         if sync:
-            _sync_folder(Path(root))
+            sync_folder(Path(root))
     if not found:
         raise ValueError(f"{folder} holds no file")
     return found
@@ -480,22 +481,3 @@ def _one_line(error: BaseException) -> str:
     text = re.split(r" \[(?:os_error_code|tensorstore_spec)=", " ".join(text.split()))[0]
     text = text or type(error).__name__
     return text if len(text) <= 300 else f"{text[:120]} ... {text[-175:]}"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file has the old text or the new, also after a power failure."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

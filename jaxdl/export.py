@@ -46,6 +46,7 @@ from jaxdl import (
     record,
     weights,
 )
+from jaxdl.atomic import write_through
 from jaxdl.data.source import Source
 from jaxdl.display import console
 from jaxdl.errors import NoRoom, RunError, UserError, nearest, out_of_memory, shown, told
@@ -635,20 +636,21 @@ def _unwritable(path: Path, error: OSError) -> UserError:
                   "place.")
 
 
+def _write(path: Path, temporary: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_through(temporary, content)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 @contextlib.contextmanager
 def replacing(path: Path, content: bytes) -> Iterator[Path]:
     """Inside, the content is in a file beside the path, which then takes its place; not if anything
     is raised."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise _unwritable(path, error) from error
+        _write(path, temporary, content)
         yield temporary
         os.replace(temporary, path)
     finally:
@@ -723,7 +725,7 @@ def deliver(path: Path, kind: str, network: Network, about: dict[str, Any], spli
             with console.status("in 8 bits"):
                 content = carried_out("in 8 bits this network cannot be written", int8.quantized,
                                       content, batches)
-                temporary.write_bytes(content)
+                _write(path, temporary, content)
                 files.append(read("in int8", temporary))
             found, limits = files[1].found, {"least same argmax": LEAST}
             if found.same < LEAST * found.of or not np.isfinite(found.difference):

@@ -367,6 +367,8 @@ class Muon(Optimizer):
       b1: of Adam.
       b2: of Adam.
       adam: regexes of parameters of two and more dimensions that Adam takes all the same.
+      stacked: regexes of those whose first axis counts layers, as with a model's scan=True: each
+        layer's part is a matrix of its own.
       momentum_dtype: type in which the momentum is stored; bfloat16 halves its memory.
     """
 
@@ -375,6 +377,7 @@ class Muon(Optimizer):
     b1: Fraction = 0.9
     b2: Fraction = 0.95
     adam: tuple[Regex, ...] = (".*[Ee]mbed.*",)
+    stacked: tuple[Regex, ...] = ("blocks/.*",)
     momentum_dtype: Stored = None
 
     def direction(self) -> optax.GradientTransformation:
@@ -382,9 +385,10 @@ class Muon(Optimizer):
 
         def dimensions(path: Any, x: Array) -> MuonDimensionNumbers | None:
             name = jax.tree_util.keystr(path, simple=True, separator="/")
-            if x.ndim < 2 or any(re.fullmatch(pattern, name) for pattern in self.adam):
+            first = int(any(re.fullmatch(pattern, name) for pattern in self.stacked))
+            if x.ndim - first < 2 or any(re.fullmatch(pattern, name) for pattern in self.adam):
                 return None
-            return MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1)
+            return MuonDimensionNumbers(tuple(range(first, x.ndim - 1)), x.ndim - 1)
 
         return optax.chain(
             muon(1.0, ns_steps=self.iterations, beta=self.beta, adam_b1=self.b1, adam_b2=self.b2,

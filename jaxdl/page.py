@@ -19,12 +19,13 @@ import io
 import json
 import math
 import numbers
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxdl.atomic import write_atomically
 
 # Values and their text.
 
@@ -215,12 +216,7 @@ def document(title: str, body: str, charts: Charts | None = None, *,
 
 def save(path: Path, text: str) -> None:
     """Writes the page, in one piece."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(text.encode(errors="backslashreplace"))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_atomically(path, text.encode(errors="backslashreplace"))
 
 
 @functools.cache

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from jaxdl import allocator, checkpoint, compilation, display, distributed, parallel
 from jaxdl.data.folder import SUFFIXES
-from jaxdl.data.images import decode
+from jaxdl.data.images import FORMATS, decode
 from jaxdl.data.loader import in_order
 from jaxdl.data.progress import progress
 from jaxdl.data.source import Source
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from jaxdl.cli import Command
     from jaxdl.experiment import Experiment
 
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")  # no other code of Pillow's is run
 LARGEST = 1 << 30     # bytes of a file
 LARGE = 16_000_000    # pixels from which pictures are decoded one at a time: they take memory
 ROWS = 20             # of a table on the terminal
@@ -317,7 +316,7 @@ def content_of(path: Path) -> bytes:
 
 
 def opened(file: Any) -> "Image":
-    """The header of a picture, of one of FORMATS: Pillow starts programs for some others."""
+    """The header of a picture, of one of FORMATS."""
     from PIL import Image
 
     return Image.open(file, formats=FORMATS)

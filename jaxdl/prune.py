@@ -215,7 +215,8 @@ class LotteryTicket(Pruning):
             number = self.round(step, steps)
             updates, held = inner.update(_masked(updates, state.masks), state.inner, params)
             new = optax.apply_updates(params, updates)
-            kept = _chosen(step == self.rewind, (new, held), state.kept)
+            # As they come to the update after it: for 0 after `init_from`, too.
+            kept = _chosen(state.count == self.rewind, (params, state.inner), state.kept)
             due = number > self.round(state.count, steps)
             masks = _when(due, lambda masks: self.pruned(new, masks, 1 - (1 - self.sparsity) ** (
                 number / self.rounds)), state.masks)

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxdl import __version__, config, distributed, environment
-from jaxdl.checkpoint import committed, write_atomically
+from jaxdl.atomic import write_atomically
+from jaxdl.checkpoint import committed
 from jaxdl.display import console
 from jaxdl.errors import NoRoom, UserError, shown
 from jaxdl.process import Lock

@@ -18,7 +18,8 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from jaxdl import checkpoint, display, logged
+from jaxdl import display, logged
+from jaxdl.atomic import write_atomically
 from jaxdl.errors import UserError
 from jaxdl.logged import Logged
 
@@ -75,7 +76,9 @@ def trained(found: Sequence[Logged]) -> Iterator[tuple[str, ...]]:
     groups: dict[str, list[Logged]] = defaultdict(list)
     for one in found:
         config = {k: v for k, v in one.record.experiment.items() if k != "seed"}
-        groups[json.dumps([one.record.name, one.record.stand_in, config])].append(one)
+        same = groups[json.dumps([one.record.name, one.record.stand_in, config])]
+        # Of a seed that was trained twice the later run counts.
+        same[:] = [o for o in same if o.leaf("seed") != one.leaf("seed")] + [one]
     for group in sorted(groups.values(), key=lambda g: (g[0].record.name, g[0].overrides)):
         first = group[0]
         seconds = [s for one in group if (s := wall(one)) is not None]
@@ -183,6 +186,6 @@ def replace(path: Path, table: str) -> None:
         if not (begin and end):
             raise UserError(f"--output={path}: the table goes between the lines {BEGIN!r} and "
                             f"{END!r}, which are not there.")
-        checkpoint.write_atomically(path, f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
+        write_atomically(path, f"{before}{BEGIN}\n\n{table}\n\n{END}{after}")
     except OSError as error:
         raise UserError(f"--output={path}: {error.strerror}.") from error

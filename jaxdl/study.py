@@ -49,7 +49,8 @@ from jaxdl import (
     sweep_page,
     workers,
 )
-from jaxdl.checkpoint import committed, write_atomically
+from jaxdl.atomic import write_atomically
+from jaxdl.checkpoint import committed
 from jaxdl.errors import (
     InUse,
     NoRoom,
@@ -511,13 +512,27 @@ def opened(experiment: Experiment) -> Callable[[str], Any]:
 
 
 def logged(folder: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(step, numbers) of each whole line of a run's log."""
-    with contextlib.suppress(OSError), (folder / "metrics.jsonl").open() as file:
+    """(step, numbers) of each line of a run's log that begins at this byte or later."""
+    with contextlib.suppress(OSError), (folder / "metrics.jsonl").open("rb") as file:
+        file.seek(start)
         for line in file:
             with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
                 values = json.loads(line)
                 yield int(values.pop("step")), {
                     k: v for k, v in values.items() if isinstance(v, (int, float)) or v is None}
+
+
+def whole_lines(path: Path, start: int) -> int:
+    """Bytes of a log up to the end of its last whole line. It is read from `start` on, unless it
+    has become shorter."""
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < start:
+                start = 0
+            file.seek(start)
+            return start + file.read().rfind(b"\n") + 1
+    except OSError:
+        return 0
 
 
 def sampler_of(name: str) -> Callable[..., Any]:
@@ -705,7 +720,7 @@ def failed(error: Exception, folder: Path) -> Outcome:
         place = str(found.filename or "")
         if found.errno in DISK or (place and Path(place).is_relative_to(folder)):
             raise error
-        return Outcome(FAILED, told(found))
+        return Outcome(FAILED, str(error) if isinstance(error, UserError) else told(found))
     if isinstance(error, (NoRoom, InUse, RunError)):
         raise error
     if isinstance(error, UserError):
@@ -1003,12 +1018,13 @@ def train_elsewhere(study: Study, engine: workers.Engine, grace: float | None) -
 
     def look(number: int) -> None:
         place = trial_folder(study.folder, number)
-        path = place / "metrics.jsonl"
-        size = path.stat().st_size if path.exists() else 0
-        if size == read.get(number):
+        size = whole_lines(place / "metrics.jsonl", begin := read.get(number, 0))
+        if size == begin:
             return
+        if size < begin:  # A trial that began again has dropped some.
+            begin = 0
         read[number] = size
-        for step, values in logged(place):
+        for step, values in logged(place, begin):
             study.note(number, step, values)
             if step in study.history[number] and step > judged.get(number, 0):
                 judged[number] = step

@@ -243,6 +243,8 @@ class Together(train.Fit):
 
     def evaluate(self, step: int, carry: Carry) -> bool:
         self.flush(carry)
+        if not self.active():  # None of them was finite.
+            return False
         with self.clock.paused("evaluate", step):
             improved = np.zeros(len(self.members), bool)
             for name in self.due(step):

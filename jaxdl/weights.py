@@ -7,7 +7,6 @@ width, in, out] and [in, out]. Files are safetensors; PyTorch's own (.pth, .pt, 
 Neither runs code.
 """
 
-import os
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxdl.atomic import write_atomically
 from jaxdl.errors import UserError, nearest
 
 PICKLED = ".pth", ".pt", ".bin", ".ckpt"
@@ -240,6 +240,4 @@ def save(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, str])
     """Writes arrays under their names, all or nothing."""
     from safetensors.numpy import save
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(save(dict(arrays), dict(about)))
-    os.replace(temporary, path)
+    write_atomically(path, save(dict(arrays), dict(about)))

@@ -178,7 +178,8 @@ class Ray:
         self._ray, self.places, self._folder = ray, count, folder
         address = os.environ.get("RAY_ADDRESS")
         options = {} if address else {"num_cpus": count, "include_dashboard": False}
-        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False,
+        # "local": not one that somebody else has left running on this machine.
+        ray.init(address=address or "local", ignore_reinit_error=True, log_to_driver=False,
                  logging_level="ERROR", runtime_env={"env_vars": _passed_on()}, **options)
         # A task that died is begun again by us, who know how often it was.
         self._work = ray.remote(num_cpus=1, max_retries=0)(work)

@@ -11,7 +11,14 @@ import optax
 import pytest
 
 from jaxdl import config
+from jaxdl.checks.subject import Subject
+from jaxdl.data.digits import Digits
+from jaxdl.errors import UserError
+from jaxdl.evaluate import Context
+from jaxdl.experiment import Experiment, Mesh
 from jaxdl.models.mlp import MLP
+from jaxdl.optimizer import SGD, Constant
+from jaxdl.parallel import arrange
 from jaxdl.tasks.adversarial import TRADES, AdversarialTraining, Attack, RobustAccuracy, kl
 from jaxdl.tasks.averaging import SWA
 from jaxdl.tasks.classification import Classification
@@ -129,6 +136,46 @@ def test_accuracy_under_attack() -> None:
     order = jnp.array([4, 2, 0, 1, 3])
     other = evaluator.measure(LINEAR, state, jax.tree.map(lambda x: x[order], BATCH))
     chex.assert_trees_all_close(found, other, rtol=1e-6)
+
+
+def test_trades_stays_in_the_ball_wherever_an_example_lies(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    attack = Attack.__call__
+
+    def watched(self: Any, *args: Any, **options: Any) -> Any:
+        seen.append((options["start"], found := attack(self, *args, **options)))
+        return found
+
+    monkeypatch.setattr(Attack, "__call__", watched)
+    task = TRADES(task=INNER, attack=Attack(radius=0.01, step=0.01, steps=2, random=False))
+    variables = {"params": task.init(jax.random.key(3), BATCH, TX).params}
+    order = jnp.array([4, 2, 0, 1, 3])
+    for rows in (jnp.arange(5), order):
+        batch = jax.tree.map(lambda x, rows=rows: x[rows], BATCH)
+        task.loss(variables, batch, jax.random.key(0), train=True)
+        apart = jnp.abs(seen[-1][1] - batch["image"])[batch["mask"] > 0]
+        assert 0.005 < apart.max() <= 0.01 + 1e-6
+    chex.assert_trees_all_equal(seen[0][0][order], seen[1][0])  # the noise that it begins with
+
+
+def test_an_attack_on_normalised_images_is_refused_and_checked() -> None:
+    for data, verdict in ((Digits(size=8), "FAIL"), (Digits(size=8, mean=(0.,), std=(1.,)),
+                                                     "pass")):
+        task = AdversarialTraining(task=Classification(model=MLP(widths=(), classes=10)))
+        experiment = Experiment(task=task, data=data, steps=2, batch_size=16,
+                                optimizer=SGD(learning_rate=Constant(peak=1.)))
+        subject = Subject(experiment)
+        finding = task.checks()["attack_range"](subject)
+        assert finding.verdict == verdict, finding
+        context: Any = Context(name="attacked", step=0, source=data.open, batch_size=64,
+                               devices=arrange(Mesh(data=1)))
+        state = subject.fresh
+        if verdict == "pass":
+            assert RobustAccuracy(attack=FEW)(task, state, context)["accuracy"] >= 0
+            continue
+        with pytest.raises(UserError, match=r"evals\.attacked\.attack: works on pixels from"):
+            RobustAccuracy(attack=FEW)(task, state, context)
 
 
 FEW = Attack(steps=2)

@@ -19,6 +19,7 @@ from jaxdl.data.digits import Digits
 from jaxdl.data.poisson import Poisson
 from jaxdl.data.source import Records, Source, permutation
 from jaxdl.data.tabular import Table
+from jaxdl.models.mixer import Mixer
 from jaxdl.models.mlp import MLP
 from jaxdl.tasks.adversarial import AdversarialTraining, Attack
 from jaxdl.tasks.averaging import SWA
@@ -53,6 +54,14 @@ def test_what_is_healthy_passes_the_exact_checks(name: str) -> None:
                                                    "causal_leak", "modes")))
     assert set(found.values()) <= {"pass", "-"}, found
     assert found["causal_leak"] == ("pass" if name == "text" else "-")
+
+
+def test_stochastic_depth_is_known_as_a_regulariser() -> None:
+    """It is turned off where a batch is learned by heart, and explains what training draws."""
+    mixer = Mixer(patch=4, width=8, tokens=4, layers=2, classes=10, stochastic_depth=0.3)
+    experiment = plants.digits(task=Classification(model=mixer))
+    assert Subject(experiment).quiet.task.model.stochastic_depth == 0  # type: ignore[attr-defined]
+    assert dict(verdicts(experiment, ("modes",))) == {"modes": "pass"}
 
 
 def test_a_task_has_checks_of_its_own_and_names_those_that_do_not_apply(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxdl.data.digits import Digits
+from jaxdl.data.transforms import PadCrop
 from jaxdl.data.two_digits import TwoDigits
 from jaxdl.errors import UserError
 
@@ -36,3 +37,10 @@ def test_the_second_digit_lies_down_and_right_of_the_first() -> None:
 def test_colours_are_refused() -> None:
     with pytest.raises(UserError, match="TwoDigits: data: grey pictures in memory are needed"):
         TwoDigits(data=Digits(channels=3)).read("train")
+
+
+def test_what_would_be_ignored_is_refused() -> None:
+    for options in ({"validation": 10}, {"augment": (PadCrop(pad=1),)}):
+        data = TwoDigits(data=Digits(size=8, channels=1, **options))
+        with pytest.raises(UserError, match=f"TwoDigits: data.{next(iter(options))} would be"):
+            data.read("train")

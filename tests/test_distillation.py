@@ -19,6 +19,7 @@ from jaxdl.models.mlp import MLP
 from jaxdl.tasks.classification import Classification
 from jaxdl.tasks.deep_supervision import DeepSupervision
 from jaxdl.tasks.distillation import Distillation
+from jaxdl.tasks.semi_supervised import FixMatch
 from jaxdl.tasks.sharpness import SAM
 
 INNER = Classification(model=CNN(channels=(2, 3), dense=(), classes=3))
@@ -152,3 +153,18 @@ def test_a_teacher_of_one_logit() -> None:
                         teacher=MLP(widths=(6,), classes=1), weight=0.5)
     batch = {**BATCH, "label": BATCH["label"] % 2}
     assert np.isfinite(task.evaluate(trained(task, 2, batch)[-1], batch)["loss"].value())
+
+
+def test_of_what_has_few_labels_the_soft_targets_count_once() -> None:
+    """The task inside counts the labelled half, and has a penalty."""
+    fix = FixMatch(task=Classification(model=MLP(widths=(), classes=3)), threshold=0., weak=(),
+                   strong=())
+    task = Distillation(task=fix, teacher=MLP(widths=(4,), classes=3), weight=0.75)
+    batch = {**BATCH, "mask": jnp.ones(4), "labelled": jnp.array([1., 0., 1., 0.])}
+    state = trained(task, 0, batch)[0]
+    mean, aux = task.loss(variables_of(state), batch, jax.random.key(0), train=True)
+    assert (mean.count, aux.metrics["soft_loss"].count) == (2, 4)
+    np.testing.assert_allclose(mean.value(), 0.25 * aux.metrics["hard_loss"].value()
+                               + 0.75 * aux.metrics["soft_loss"].value(), rtol=1e-5)
+    np.testing.assert_allclose(aux.penalty, 0.25 * aux.metrics["unlabelled_loss"].value(),
+                               rtol=1e-5)

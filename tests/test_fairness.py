@@ -329,3 +329,29 @@ def test_it_composes_and_is_refused_where_it_would_be_wrong() -> None:
     wide = FairlyConstrained(task=TabularClassification(model=MLP(widths=(), classes=3)))
     with pytest.raises(UserError, match="expected two classes, the model has 3"):
         trained(wide, 1)
+
+
+def test_a_group_that_is_not_counted_is_told() -> None:
+    batch = {**BATCH, "group": BATCH["group"].at[5].set(2)}
+    state = INNER.init(jax.random.key(3), batch, optax.sgd(0.1))
+    context: Any = Context(name="fair", step=0, source=lambda split: None,  # type: ignore
+                           batch_size=100, devices=arrange(Mesh(data=1)))
+    sums = jax.device_get(GroupFairness().measure(INNER, state, batch))
+    with pytest.raises(UserError, match=r"evals\.fair\.groups=2: the data has examples"):
+        GroupFairness().finish(sums, context)
+    task = FairlyConstrained(task=INNER)
+    for mask, finite in ((batch["mask"], False), (batch["mask"].at[5].set(0), True)):
+        mean, _ = task.loss(fresh(task), {**batch, "mask": mask}, jax.random.key(0), train=True)
+        assert np.isfinite(mean.total) == finite
+
+
+def test_multipliers_grow_as_fast_in_micro_batches() -> None:
+    """The same half of the batch twice."""
+    half = jax.tree.map(lambda x: jnp.repeat(x[:50], 2, 0), BATCH)
+    tx, found = optax.sgd(0.), []
+    for count in (1, 2):
+        task = FairlyConstrained(task=INNER, rate=0.5, accumulate=count)
+        state = task.step(task.init(jax.random.key(0), half, tx), half, tx)[0]
+        found.append(state.mutable["fairness"]["multipliers"])
+    np.testing.assert_allclose(*found, rtol=1e-5)
+    assert found[0].max() > 0.005

@@ -20,6 +20,7 @@ from jaxdl.tasks.averaging import SWA
 from jaxdl.tasks.classification import Classification, TestTimeAugmentation
 from jaxdl.tasks.deep_supervision import DeepSupervision
 from jaxdl.tasks.fixed_norms import FixedNorms
+from jaxdl.tasks.lora import LoRA
 from jaxdl.tasks.sharpness import SAM
 from jaxdl.tasks.wrapped import observed, with_gradient
 
@@ -138,7 +139,6 @@ def test_a_gradient_can_be_given() -> None:
 
 
 @pytest.mark.parametrize("wrap", [
-    lambda task: SAM(task=SWA(task=task, start=1)),
     lambda task: SWA(task=SAM(task=task), start=1),
     lambda task: SAM(task=DeepSupervision(task=task, layers=("dense1",), classes=3)),
     lambda task: DeepSupervision(task=SAM(task=task), layers=("dense1",), classes=3),
@@ -157,6 +157,9 @@ def test_options_belong_to_the_outermost() -> None:
         SAM(task=dataclasses.replace(INNER, ema=0.9))
     with pytest.raises(UserError, match="leave ema at None"):
         SWA(task=INNER, start=1, ema=0.9)
+    with pytest.raises(UserError, match="SAM: the SWA inside defines init, which only the outermost"
+                                        " task is asked for; put SWA around"):
+        SAM(task=SWA(task=INNER, start=1))
     task = SAM(task=INNER, compute_dtype="bfloat16")
     text = str(jax.make_jaxpr(lambda s: task.evaluate(s, BATCH))(
         task.init(jax.random.key(0), BATCH, TX)))
@@ -216,3 +219,28 @@ def test_fixed_norms_neither_see_the_batch_nor_follow_it() -> None:
     chex.assert_trees_all_equal(state.mutable, first.mutable)
     with pytest.raises(UserError, match="FixedNorms: layers: the model has no batch norm that 'bn"):
         trained(FixedNorms(task=inner, layers=("bn.*",)), 0)
+
+
+def test_companions_of_a_network_with_adapters_are_trained() -> None:
+    task = DeepSupervision(task=LoRA(task=INNER, targets=("dense1/kernel",), rank=2),
+                           layers=("dense1",), classes=3)
+    states = trained(task, 2)
+    assert list(states[0].frozen) == ["dense1", "head"]
+    for before, after in zip(*(jax.tree.leaves(s.params["companions"]) for s in states[::2]),
+                             strict=True):
+        assert (before != after).any()
+
+
+def test_fixed_norms_in_bfloat16_are_those_of_evaluation() -> None:
+    """Statistics stay float32: a mean of 10.03 is not 10."""
+    model = CNN(channels=(4,), dense=(), classes=3, batch_norm=True)
+    task = FixedNorms(task=Classification(model=model), compute_dtype="bfloat16")
+    variables: dict[str, Any] = {}
+    task.loss(variables, BATCH, jax.random.key(0), train=False)
+    variables["batch_stats"] = {"norm1": {"mean": jnp.array([10.03, 0., 10.06, 0.]),
+                                          "var": jnp.full(4, 0.01, jnp.float32)}}
+    variables["params"]["norm1"]["bias"] = jnp.array([101., 0., 101., 0.])
+    plain = dataclasses.replace(task.task, compute_dtype="bfloat16")
+    found = [each.loss(variables, {**BATCH, "image": 0 * BATCH["image"]}, jax.random.key(0),
+                       train=train)[0].total for each, train in ((task, True), (plain, False))]
+    np.testing.assert_allclose(*found, rtol=1e-3)

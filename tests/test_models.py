@@ -452,3 +452,11 @@ def test_an_mlp_may_normalise_after_its_nonlinearity():
 def test_rates_of_blocks_rise_to_the_last():
     assert [rising(0.3, i, 3) for i in range(4)] == pytest.approx([0, 0.1, 0.2, 0.3])
     assert rising(0.3, 0, 0) == 0 and rising(None, 2, 3) is None
+
+
+@pytest.mark.parametrize("options", [{"dense": (4,)}, {"average": True, "dense": ()}])
+def test_a_cnn_tells_where_nothing_is_left_of_an_image(options):
+    model = CNN(channels=(2, 3, 4), kernel=5, padding="VALID", **options)
+    with pytest.raises(UserError, match="CNN: nothing is left of images of 28 x 28 after 3 of 3 "
+                                        "stages with kernel=5; fewer channels"):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(GREY), train=False))

@@ -91,7 +91,7 @@ def test_a_task_may_have_a_mask_of_its_own() -> None:
 
 
 def test_uncertainty_weights_the_losses() -> None:
-    task = dataclasses.replace(TASK, balance="uncertainty")
+    task = dataclasses.replace(TASK, balance="uncertainty", weights={})
     before, middle, after = trained(task, 2)
     digit, parity = gradients(before, "digit"), gradients(before, "parity")
     assert_stepped(before, middle, {p: digit[p] + parity[p] for p in digit})  # s = 0
@@ -137,7 +137,7 @@ def test_pcgrad_leaves_what_agrees() -> None:
 
 
 def test_gradnorm_moves_the_weights_towards_equal_norms() -> None:
-    task = dataclasses.replace(TASK, balance="gradnorm", alpha=1.5)
+    task = dataclasses.replace(TASK, balance="gradnorm", alpha=1.5, weights={})
     before, middle, after = trained(task, 2)
     digit, parity = gradients(before, "digit"), gradients(before, "parity")
     assert_stepped(before, middle, {p: digit[p] + parity[p] for p in digit})
@@ -173,6 +173,7 @@ def test_statistics_are_shared_and_it_composes() -> None:
 @pytest.mark.parametrize("changes,message", [
     ({"tasks": {"digit": TASK.tasks["digit"]}}, "tasks: two at least"),
     ({"weights": {"partiy": 1.}}, "weights: no task 'partiy'. Did you mean 'parity'"),
+    ({"balance": "gradnorm"}, "weights: balance=gradnorm finds its own"),
     ({"shared": ("dense3/.*",)}, "shared: 'dense3/.*' matches no parameter"),
     ({"shared": (".*",)}, r"shared: head/bias is \(2,\) in 'parity' and \(3,\) before"),
     ({"fields": {"parity": {"label": "od"}}}, "the batch has no 'od'. Did you mean 'odd'"),
@@ -181,3 +182,36 @@ def test_statistics_are_shared_and_it_composes() -> None:
 def test_mistakes(changes: Any, message: str) -> None:
     with pytest.raises(UserError, match=message):
         trained(dataclasses.replace(TASK, **changes), 0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Penalised(Classification):
+    """With the sum of squares as a penalty."""
+
+    def loss(self, variables: Any, batch: Any, key: Any, *, train: bool) -> Any:
+        mean, aux = super().loss(variables, batch, key, train=train)
+        squares = sum((x ** 2).sum() for x in jax.tree.leaves(variables["params"]))
+        return mean, dataclasses.replace(aux, penalty=squares)
+
+
+@pytest.mark.parametrize(("balance", "weight"), [("fixed", 0.25), ("pcgrad", 0.)])
+def test_a_penalty_is_weighted_with_its_task(balance: Any, weight: float) -> None:
+    penalised = Penalised(model=MODEL.clone(classes=2))
+    task = dataclasses.replace(TASK, balance=balance, weights={"parity": weight},
+                               tasks={**TASK.tasks, "parity": penalised})
+    before, after = trained(task, 1)
+    digit, parity = gradients(before, "digit"), gradients(before, "parity")
+    squares = {p: 2 * np.asarray(x) * (not p.startswith("digit"))
+               for p, x in named(before.params).items()}
+    assert_stepped(before, after, {p: digit[p] + weight * (parity[p] + squares[p]) for p in digit})
+
+
+def test_gradnorm_waits_for_a_first_example() -> None:
+    """A task whose mask leaves out all of the first batch has no loss to begin from."""
+    task = dataclasses.replace(TASK, balance="gradnorm", weights={},
+                               fields={"parity": {"label": "odd", "mask": "labelled"}})
+    batch = {**BATCH, "labelled": jnp.zeros(6)}
+    # Not compiled: XLA takes x / x for one.
+    state, metrics = task.step(task.init(jax.random.key(1), batch, TX), batch, TX)
+    chex.assert_tree_all_finite((state.params, metrics))
+    assert state.mutable["balance"]["parity"] == 0

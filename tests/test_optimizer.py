@@ -206,3 +206,20 @@ def test_a_momentum_may_be_stored_in_bfloat16(optimizer: Optimizer) -> None:
     stored = [x.dtype for x in jax.tree.leaves(state)]
     assert stored.count(jnp.bfloat16) == 2
     assert all(x.dtype != jnp.bfloat16 for x in jax.tree.leaves(full))
+
+
+def test_muon_takes_each_of_stacked_layers_for_itself() -> None:
+    """As with a model's scan=True: updates are those of the layers one by one."""
+    random = np.random.default_rng(0)
+    layers = [{"dense": {"kernel": jnp.asarray(random.normal(size=(4, 6)), jnp.float32)},
+               "norm": {"scale": jnp.asarray(random.normal(size=4), jnp.float32)}}
+              for _ in range(3)]
+    stacked = {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *layers)}
+    tx = Muon(learning_rate=Constant(peak=0.1)).build(5)
+
+    def update(params: Any) -> Any:
+        return tx.update(jax.tree.map(jnp.cos, params), tx.init(params), params)[0]
+
+    alone = [update(layer) for layer in layers]
+    chex.assert_trees_all_close(update(stacked)["blocks"], jax.tree.map(
+        lambda *x: jnp.stack(x), *alone), rtol=1e-4, atol=1e-6)

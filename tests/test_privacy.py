@@ -51,7 +51,7 @@ def stepped(task: Any, batch: Any = BATCH, seed: int = 1) -> tuple[Any, Any, Any
 
 def test_each_gradient_is_clipped_and_the_sum_is_divided_by_the_rows() -> None:
     """Softmax regression: the gradient of an example is x (p - y)^T and p - y."""
-    weights = np.array([1., 1., 1., 1., .5, 0.])  # The sixth is masked.
+    weights = np.array([1., 1., 2., 1., .5, 0.])  # The sixth is masked.
     before, after, metrics = stepped(Private(task=LINEAR, clip=0.95, noise=0.),
                                      {**BATCH, "mask": jnp.asarray(weights)})
     x = np.asarray(BATCH["image"], np.float64).reshape(6, -1)
@@ -63,16 +63,17 @@ def test_each_gradient_is_clipped_and_the_sum_is_divided_by_the_rows() -> None:
     for i in range(5):
         g_w, g_b = np.outer(x[i], error[i]), error[i]
         length = math.sqrt((g_w ** 2).sum() + (g_b ** 2).sum())
-        clipped += weights[i] * (length > 0.95)
-        total_w += weights[i] * g_w * min(1, 0.95 / length)
-        total_b += weights[i] * g_b * min(1, 0.95 / length)
-    assert 0 < clipped < 4.5
+        # With its weight, no example contributes more than 0.95.
+        clipped += weights[i] * (weights[i] * length > 0.95)
+        total_w += g_w * min(weights[i], 0.95 / length)
+        total_b += g_b * min(weights[i], 0.95 / length)
+    assert 0 < clipped < 5.5
     np.testing.assert_allclose(after.params["head"]["kernel"], w - total_w / 6, rtol=1e-5)
     np.testing.assert_allclose(after.params["head"]["bias"], b - total_b / 6, rtol=1e-5)
-    assert metrics["clipped"].total == clipped and metrics["clipped"].count == 4.5
+    assert metrics["clipped"].total == clipped and metrics["clipped"].count == 5.5
     loss = -np.log(p[np.arange(6), np.asarray(BATCH["label"])])
-    np.testing.assert_allclose(metrics["loss"].value(), loss @ weights / 4.5, rtol=1e-5)
-    assert metrics["accuracy"].count == 4.5
+    np.testing.assert_allclose(metrics["loss"].value(), loss @ weights / 5.5, rtol=1e-5)
+    assert metrics["accuracy"].count == 5.5
 
 
 def test_masked_examples_groups_and_what_is_frozen() -> None:

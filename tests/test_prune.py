@@ -186,6 +186,19 @@ def test_a_ticket_is_trained_pruned_and_rewound() -> None:
     assert rates == alone + alone[2:] + alone[2:]
 
 
+def test_a_ticket_goes_back_to_what_it_was_given() -> None:
+    """Weights that were put in after the state was made, as `init_from` does."""
+    tx = LotteryTicket(optimizer=SGD_, sparsity=0.5, rounds=1).build(4)
+    state, given = tx.init(PARAMS), jax.tree.map(lambda x: x + 1, PARAMS)
+    params = given
+    for i in range(2):
+        updates, state = tx.update(gradients(i), state, params)
+        params = optax.apply_updates(params, updates)
+    left = jax.tree.map(lambda p, g: jnp.where(p == 0, 0, g), params, given)
+    chex.assert_trees_all_close(params, left, rtol=1e-5, atol=1e-6)
+    assert (params["dense"]["kernel"] == 0).sum() == 12
+
+
 @pytest.mark.parametrize("optimizer", [
     Pruned(optimizer=SGD_, kind="global", start=0.4, end=0.4),
     LotteryTicket(optimizer=SGD_, kind="group", rounds=1)])

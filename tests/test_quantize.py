@@ -186,8 +186,6 @@ CONV = Classification(model=CNN(channels=(4,), dense=(), classes=3, batch_norm=T
 @pytest.mark.parametrize(("inner", "wrap"), [
     (CONV, lambda task: QuantizationAware(task=task, bits=2, activation_bits=4, accumulate=2,
                                           remat="full")),
-    (INNER, lambda task: QuantizationAware(task=SWA(task=task, start=1), bits=2,
-                                           activation_bits=4)),
     (INNER, lambda task: SWA(task=QuantizationAware(task=SAM(task=task), bits=2,
                                                     activation_bits=4), start=1)),
     (INNER, lambda task: SAM(task=QuantizationAware(task=task, bits=2, activation_bits=4),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,17 @@ def test_seeds_are_one_row(runs: Path, capfd: pytest.CaptureFixture[str]) -> Non
     assert other[5] == "`python launch.py --experiment=tiny --optimizer.learning_rate.peak=0.5`"
     assert "unfinished, at step 4 of 9" in out and "left out: " in out
     assert "broken" in out.split("| experiment")[0]
+
+
+def test_of_a_seed_that_was_trained_twice_the_later_counts(
+        runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(runs / "tiny" / "run0", tmp_path / name)
+    log = tmp_path / "b" / "metrics.jsonl"
+    log.write_text(re.sub(r'("test/accuracy": )[\d.]+', r"\g<1>0.875", log.read_text()))
+    assert cli.main(["results", str(tmp_path)]) == 0
+    row, = rows(capfd.readouterr().out)[2:]
+    assert row[3] == "test/accuracy 87.50 %"
 
 
 def test_a_sweep_is_a_row_with_its_best_trial(tmp_path: Path) -> None:

@@ -84,3 +84,15 @@ def test_a_pickle_in_a_checkpoint_is_never_loaded(tmp_path: Path) -> None:
             assert str(error)
         assert not canary.exists()
         path.write_bytes(whole)
+
+
+def test_a_picture_starts_no_program(tmp_path: Path) -> None:
+    """Pillow goes by content, and has Ghostscript read what begins like PostScript."""
+    from jaxdl.data.images import decode
+
+    file = tmp_path / "x.png"
+    file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n"
+                     b"%%EndComments\nshowpage\n")
+    for given in (file, file.read_bytes()):
+        with pytest.raises(ValueError, match="it begins like no known format"):
+            decode(given, size=8, channels=1)

@@ -17,6 +17,7 @@ from jaxdl.data.transforms import Flip, PadCrop
 from jaxdl.errors import UserError
 from jaxdl.models.cnn import CNN
 from jaxdl.models.mlp import MLP
+from jaxdl.tasks.adversarial import AdversarialTraining, Attack
 from jaxdl.tasks.averaging import SWA
 from jaxdl.tasks.classification import Classification
 from jaxdl.tasks.deep_supervision import DeepSupervision
@@ -200,3 +201,16 @@ def test_the_model_has_a_logit_for_each_class() -> None:
     one = Classification(model=MLP(widths=(), classes=1))
     with pytest.raises(UserError, match="FixMatch: the model has one logit"):
         trained(FixMatch(task=one))
+
+
+def test_what_is_inside_may_attack_the_labelled_images() -> None:
+    """FixMatch gives the model all images, but leaves those that the task inside made."""
+    def losses(radius: float) -> Any:
+        attack = Attack(radius=radius, step=radius, steps=2, random=False, low=-9., high=9.)
+        task = dataclasses.replace(FIX, task=AdversarialTraining(task=INNER, attack=attack))
+        return trained(task)[1][1]
+
+    plain, attacked = losses(0.), losses(0.5)
+    assert attacked["loss"].value() > 1.01 * plain["loss"].value()
+    np.testing.assert_allclose(attacked["unlabelled_loss"].value(),
+                               plain["unlabelled_loss"].value(), rtol=1e-5)

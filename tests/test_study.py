@@ -16,6 +16,7 @@ import pytest
 
 from jaxdl import cli, study, workers
 from jaxdl.checkpoint import committed
+from jaxdl.errors import UserError
 from jaxdl.ledger import Entry, Ledger
 from tests.test_cli import error
 from tests.test_together import logged
@@ -505,3 +506,24 @@ def test_clusters_train_the_same_trials(file: Path, executor: str, options: list
         name = f"trials/{number:04d}"
         assert logged(folder / name) == logged(file.parent / "straight" / name)
     assert isinstance(Entry(0, {}), Entry) and workers.PRUNE
+
+
+def test_the_reason_of_a_failed_trial_is_its_line(tmp_path: Path) -> None:
+    error = UserError("/data/x.png: cannot be read (Permission denied).")
+    error.__cause__ = PermissionError(13, "Permission denied", "/data/x.png")
+    assert study.failed(error, tmp_path).reason == str(error)
+    assert study.failed(PermissionError(13, "Permission denied", "/data/x.png"),
+                        tmp_path).reason.startswith("PermissionError: [Errno 13]")
+
+
+def test_a_growing_log_is_read_on_from_where_it_was(tmp_path: Path) -> None:
+    log = tmp_path / "metrics.jsonl"
+    assert study.whole_lines(log, 0) == 0
+    log.write_text('{"step": 1, "a": 2.0}\n{"step": 2')
+    first = study.whole_lines(log, 0)
+    assert first == len('{"step": 1, "a": 2.0}\n') and study.whole_lines(log, first) == first
+    log.write_text(log.read_text() + ', "a": 3.0}\n')
+    assert list(study.logged(tmp_path, first)) == [(2, {"a": 3.0})]
+    assert study.whole_lines(log, first) == log.stat().st_size
+    log.write_text('{"step": 1, "a": 2.0}\n')  # begun again
+    assert study.whole_lines(log, 100) == first

@@ -207,6 +207,15 @@ def test_a_trial_that_is_not_finite_harms_no_other(tmp_path: Path) -> None:
     assert not list((run / "groups").glob("*/checkpoints"))
 
 
+def test_trials_that_all_fail_are_told_as_such(tmp_path: Path,
+                                               capsys: pytest.CaptureFixture[str]) -> None:
+    """In the step of an evaluation and of a line of the log."""
+    run = tmp_path / "sweep"
+    sweep(run, "--over=optimizer.weight_decay=1e30,2e30", "--steps=8", "--log_every=8")
+    assert (run / "results.csv").read_text().count(",failed,") == 2
+    assert "one by one" not in capsys.readouterr().out
+
+
 def test_a_float_that_is_used_as_structure_becomes_structure(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "asks.py"

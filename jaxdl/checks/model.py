@@ -293,7 +293,8 @@ def modes(subject: Subject) -> Finding:
         state.params, state, batch, train=train, key=key)[0] for train in (True, False)])
     keys = [jax.random.key(i) for i in range(3)]
     found = np.array([[float(x) for x in measure(key, state)] for key in keys])
-    dropout = [path for path, rate in float_leaves(subject.experiment, "dropout") if rate > 0]
+    dropout = [path for word in ("dropout", "stochastic_depth")
+               for path, rate in float_leaves(subject.experiment, word) if rate > 0]
     smoothing = [path for path, rate in float_leaves(subject.experiment, "smoothing") if rate > 0]
     mutable = _alive(state)
     collections = dict.fromkeys(path.split("/")[0] for path in mutable)

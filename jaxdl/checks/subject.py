@@ -42,7 +42,7 @@ Verdict = Literal["pass", "warn", "FAIL", "-"]
 TRAIN, TEST = 4_096, 512  # examples that are read, where they are not in memory anyway
 EXAMPLES, LEAST, LONG = 32, 4, 1e11  # of a batch; operations of a step that a check can afford
 NO_LOSS = "the task has no loss() of its own"
-OFF = ("dropout", "smoothing", "drop_path")  # of the floats that regularise: zero turns them off
+OFF = ("dropout", "smoothing", "stochastic_depth")  # floats that regularise: zero turns them off
 
 
 @dataclass(frozen=True)

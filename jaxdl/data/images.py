@@ -19,6 +19,8 @@ from jaxdl.data.source import Arrays, Records, Source, StandIn, Transform, permu
 from jaxdl.data.transforms import Normalise
 from jaxdl.errors import UserError, nearest
 
+# Of pictures: Pillow goes by content, and starts programs for some other formats.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 IN_MEMORY = 1 << 30  # bytes up to which a decoded split is kept in memory, on the device
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -208,7 +210,8 @@ def decode(encoded: bytes | Path, *, size: int | None, channels: int,
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        opened = Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded)
+        opened = Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded,
+                            formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ValueError("it begins like no known format") from error
     with opened as image:

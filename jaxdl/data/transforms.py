@@ -562,7 +562,8 @@ def _smooth(image: Array) -> Array:
     return image.at[1:-1, 1:-1].set(inner)
 
 
-# Mixing. Each example takes in the next one of the global batch, the last one the first.
+# Mixing. Each example takes in the next one of the batch, the last one the first. (With
+# parallel=pmap that is a device's part of it.)
 
 
 @dataclass(frozen=True, kw_only=True)

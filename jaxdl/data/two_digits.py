@@ -39,6 +39,9 @@ class TwoDigits(Images):
         self.data.prepare()
 
     def read(self, split: str) -> dict[str, np.ndarray]:
+        for name in ("validation", "augment"):
+            if getattr(self.data, name):
+                raise UserError(f"TwoDigits: data.{name} would be ignored; set {name} beside it.")
         found = self.data.read(split)
         if not isinstance(found, dict) or found["image"].shape[-1] != 1:
             raise UserError("TwoDigits: data: grey pictures in memory are needed.")

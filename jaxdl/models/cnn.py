@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from jaxdl.config import Fraction, Size
+from jaxdl.errors import UserError
 from jaxdl.layers import Activation, Conv, Dropout, Initial, activate, batch_norm, initial
 
 Array = jax.Array
@@ -53,6 +54,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        side = x.shape[1:3]
         for i, channels in enumerate(self.channels):  # x  # [B, H, W, C]
             for j in range(self.repeats):
                 name = f"{i + 1}" if self.repeats == 1 else f"{i + 1}_{j + 1}"
@@ -68,6 +70,10 @@ class CNN(nn.Module):
             elif self.pool == "average" and halved:
                 x = nn.avg_pool(x, (2, 2), (2, 2))
             x = Dropout(self.stage_dropout)(x, train)
+            if 0 in x.shape[1:3]:
+                raise UserError(f"CNN: nothing is left of images of {side[0]} x {side[1]} after "
+                                f"{i + 1} of {len(self.channels)} stages with kernel={self.kernel};"
+                                " fewer channels, a smaller kernel, or pool_last=False.")
         x = x.mean((1, 2)) if self.average else x.reshape(len(x), -1)  # [B, features]
         for i, width in enumerate(self.dense):
             x = Dropout(self.dropout)(x, train)

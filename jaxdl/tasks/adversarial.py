@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.config import NonNegative, Size
-from jaxdl.data.transforms import clean
-from jaxdl.evaluate import Evaluate
+from jaxdl.data.transforms import Normalise, clean
+from jaxdl.errors import UserError
+from jaxdl.evaluate import Context, Evaluate
 from jaxdl.task import Aux, Batch, Mean, TrainState
 from jaxdl.tasks.wrapped import Wrapped, observed
 
@@ -50,17 +51,19 @@ class Attack:
     low: float = 0.0
     high: float = 1.0
 
-    def __call__(self, loss: Callable[[Array], Array], x: Array, keys: Array) -> Array:
+    def __call__(self, loss: Callable[[Array], Array], x: Array, keys: Array,
+                 start: Array | None = None) -> Array:
         """Images near x [B, ...] for which `loss`, a sum over the examples, is high.
 
         Args:
           loss: of images [B, ...].
           x: the images.
           keys: one for each image [B].
+          start: where to begin, unless at random; None for the images themselves.
         """
-        start = x
         if self.random:
-            start = jnp.clip(x + jax.vmap(self._drawn)(x, keys), self.low, self.high)
+            start = x + jax.vmap(self._drawn)(x, keys)
+        start = x if start is None else jnp.clip(start, self.low, self.high)
 
         def ascend(_: Any, x_adv: Array) -> Array:
             g = jax.grad(loss)(x_adv)
@@ -117,6 +120,9 @@ class AdversarialTraining(Wrapped):
 
     attack: Attack = Attack()
 
+    def checks(self) -> dict[str, Any]:
+        return _checks(self)
+
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:
         inner = self.inside()
@@ -140,6 +146,9 @@ class TRADES(Wrapped):
     attack: Attack = Attack()
     beta: NonNegative = 6.0
 
+    def checks(self) -> dict[str, Any]:
+        return _checks(self)
+
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:
         inner = self.inside()
@@ -154,12 +163,15 @@ class TRADES(Wrapped):
         still = jax.lax.stop_gradient(logits(image, False))
         # At the image itself the divergence is least, and its gradient zero: the attack must not
         # begin there (the paper's algorithm 1 adds noise of 0.001).
-        noise = 1e-3 * jax.random.normal(jax.random.fold_in(key, 1), image.shape)
+        noise = jax.vmap(lambda x, k: 1e-3 * jax.random.normal(k, x.shape, x.dtype))(
+            image, _each(jax.random.fold_in(key, 1), batch))
         found = self.attack(lambda x: jnp.where(kept, kl(still, logits(x, False)), 0).sum(),
-                            image + noise, _each(jax.random.fold_in(key, 2), batch))
+                            image, _each(jax.random.fold_in(key, 2), batch), start=image + noise)
         mean, aux, outputs = observed(inner, variables, batch, key, train=True)
         apart = Mean.of(kl(outputs[""], logits(found, True)), batch["mask"])
-        return (Mean(mean.total + self.beta * apart.total, mean.count),
+        # The task inside may count fewer examples: those with labels.
+        scale = mean.count / jnp.where(apart.count > 0, apart.count, 1)
+        return (Mean(mean.total + self.beta * scale * apart.total, mean.count),
                 replace(aux, metrics={**aux.metrics, "divergence": apart}))
 
 
@@ -176,6 +188,26 @@ def attacked(task: Any, attack: Attack, variables: dict[str, Any], batch: Batch,
     return attack(total, clean(batch)["image"], _each(jax.random.fold_in(key, 1), batch))
 
 
+def _checks(task: Any) -> dict[str, Any]:
+    """`check`s of a task with an attack, beside those of the task inside."""
+    def attack_range(subject: Any) -> Any:
+        """An attack keeps pixels within [low, high]: of images that are normalised it would cut off
+        what lies outside, and its radius would be another one."""
+        from jaxdl.checks.subject import judged
+
+        image = subject.batch(subject.train)["image"]
+        low, high = float(image.min()), float(image.max())
+        attack = task.attack
+        outside = low < attack.low - 1e-6 or high > attack.high + 1e-6
+        return judged(f"from {low:.3g} to {high:.3g}" if outside else "",
+                      measured=f"from {low:.3g} to {high:.3g}",
+                      expected=f"images from {attack.low:g} to {attack.high:g}",
+                      look_at="data.mean=0 and data.std=1, or the attack's low and high")
+
+    inner = getattr(task.task, "checks", None)
+    return {**(inner() if inner else {}), "attack_range": attack_range}
+
+
 def _each(key: Array, batch: Batch) -> Array:
     """A key for each example, wherever it lies in the batch."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
@@ -190,6 +222,16 @@ class RobustAccuracy(Evaluate):
     """
 
     attack: Attack = Attack(steps=20)
+
+    def __call__(self, task: Any, state: Any, context: Context) -> Mapping[str, float]:
+        pixels = (self.attack.low, self.attack.high) == (0., 1.)
+        for transform in getattr(context.source(self.split), "transforms", ()) if pixels else ():
+            if isinstance(transform, Normalise) and {*transform.mean, *transform.std} != {0., 1.}:
+                raise UserError(
+                    f"evals.{context.name}.attack: works on pixels from low=0.0 to high=1.0, and "
+                    "the data normalises them; set data.mean=0 and data.std=1, or low and high to "
+                    "those of normalised ones.")
+        return super().__call__(task, state, context)
 
     def measure(self, task: Any, state: TrainState, batch: Batch) -> Any:
         image = attacked(task, self.attack, task.variables(state), batch, jax.random.key(0))

@@ -8,7 +8,7 @@ import jax
 
 from jaxdl.config import NonNegative, Size
 from jaxdl.task import Aux, Batch, Mean
-from jaxdl.tasks.wrapped import Wrapped, aside, observed, without
+from jaxdl.tasks.wrapped import Wrapped, aside, beside, observed, without
 
 Array = jax.Array
 
@@ -32,6 +32,9 @@ class DeepSupervision(Wrapped):
     layers: tuple[str, ...]
     weight: NonNegative = 0.3
     classes: Size = 10
+
+    def freezes(self) -> tuple[str, ...]:
+        return (*self.freeze, *beside(COMPANIONS, self.task.freezes()))
 
     def inward(self, variables: dict[str, Any]) -> dict[str, Any]:
         return without(variables, COMPANIONS)

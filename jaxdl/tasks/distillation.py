@@ -14,7 +14,7 @@ from jaxdl.data.transforms import clean
 from jaxdl.errors import UserError, nearest
 from jaxdl.task import Aux, Batch, Mean
 from jaxdl.tasks.classification import at_least_two
-from jaxdl.tasks.wrapped import Wrapped, aside, observed, without
+from jaxdl.tasks.wrapped import Wrapped, aside, beside, observed, without
 
 Array = jax.Array
 
@@ -56,11 +56,12 @@ class Distillation(Wrapped):
 
     not_applicable: ClassVar[Mapping[str, str]] = {
         "initial_loss": "the loss depends on what the teacher says",
+        "modes": "what the teacher says counts in training alone",
         "overfits": "the loss depends on what the teacher says",
         "shuffled_labels": "the teacher's targets do not depend on the labels"}
 
     def freezes(self) -> tuple[str, ...]:
-        return (*super().freezes(), f"{TEACHER}/.*")
+        return (*self.freeze, *beside(REGRESSORS, self.task.freezes()), f"{TEACHER}/.*")
 
     def inward(self, variables: dict[str, Any]) -> dict[str, Any]:
         return without(without(variables, TEACHER), REGRESSORS)
@@ -79,7 +80,9 @@ class Distillation(Wrapped):
         s, t = (at_least_two(x) / self.temperature for x in (outputs[""], seen[""]))
         soft = jax.nn.softmax(t) * (jax.nn.log_softmax(t) - jax.nn.log_softmax(s))
         soft = Mean.of(self.temperature ** 2 * soft.sum(-1), mask)
-        total = (1 - self.weight) * mean.total + self.weight * soft.total
+        # The task inside may count fewer examples than have soft targets: those with labels.
+        scale = mean.count / jnp.where(soft.count > 0, soft.count, 1)
+        total = (1 - self.weight) * mean.total + self.weight * scale * soft.total
         found = {**aux.metrics, "hard_loss": mean, "soft_loss": soft}
         regressors = variables["params"].get(REGRESSORS, {})
         for i, (mine, its) in enumerate(self.hints):
@@ -88,11 +91,13 @@ class Distillation(Wrapped):
                     {"params": regressors[f"hint{i}"]}, outputs[mine])
             a, b = _same_size(x, seen[its])  # type: ignore[arg-type]
             hint = Mean.of(((a - b) ** 2).reshape(len(mask), -1).mean(-1), mask)
-            total += self.feature_weight * hint.total
+            total += self.feature_weight * scale * hint.total
             found[f"{its}_hint"] = hint
         mutable = {name: {**tree, TEACHER: variables[name][TEACHER]}
                    if TEACHER in variables[name] else tree for name, tree in aux.mutable.items()}
-        return Mean(total, mean.count), replace(aux, metrics=found, mutable=mutable)
+        penalty = None if aux.penalty is None else (1 - self.weight) * aux.penalty
+        return Mean(total, mean.count), replace(aux, metrics=found, mutable=mutable,
+                                                penalty=penalty)
 
     def _taught(self, variables: dict[str, Any], batch: Batch, key: Array) -> dict[str, Array]:
         """The teacher's output ("") and the layers of the hints."""

@@ -67,12 +67,16 @@ class GroupFairness(Evaluate):
                             f"{probabilities.shape[-1]}.")
         label, prediction = batch["label"], probabilities.argmax(-1)
         masks = [batch["mask"] * (batch["group"] == g) for g in range(self.groups)]
-        return {"task": task.evaluate(state, batch),
+        known = (batch["group"] >= 0) & (batch["group"] < self.groups)
+        return {"task": task.evaluate(state, batch), "others": (batch["mask"] * ~known).sum(),
                 "confusion": [metrics.confusion(label, prediction, m, 2) for m in masks],
                 "bins": [metrics.calibration_bins(probabilities, label, m, self.bins)
                          for m in masks]}
 
     def finish(self, sums: Any, context: Context) -> Mapping[str, float]:
+        if sums["others"] > 0:
+            raise UserError(f"evals.{context.name}.groups={self.groups}: the data has examples of "
+                            "further groups.")
         found = dict(super().finish(sums["task"], context))
         counts = np.stack(sums["confusion"])  # [groups, label, prediction]
         positive, total = counts[:, :, 1], counts.sum(2)  # [groups, label]
@@ -132,10 +136,13 @@ class FairlyConstrained(Wrapped):
         "accumulation": "the gaps between groups are those of the micro-batch",
         "modes": "the penalty, and its multipliers, are in training alone"}
 
+    def inward(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {name: x for name, x in variables.items() if name != STATE}
+
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:
         inner, fresh = self.inside(), not variables
-        given = {} if fresh else {k: x for k, x in variables.items() if k != STATE}
+        given = self.inward(variables)
         mean, aux, outputs = observed(inner, given, batch, key, train=train)
         strata = 1 if self.criterion == "demographic_parity" else 2
         if fresh:
@@ -147,6 +154,8 @@ class FairlyConstrained(Wrapped):
             raise UserError("parallel=pmap: FairlyConstrained compares groups over the whole "
                             "batch; parallel=jit does.")
         kept = batch["mask"] > 0
+        unknown = kept & ((batch["group"] < 0) | (batch["group"] >= self.groups))
+        mean = replace(mean, total=jnp.where(unknown.any(), jnp.nan, mean.total))  # ends the run
         z = jnp.where(kept[:, None], outputs[""], 0)  # [B, 2], or [B, 1]: the log-odds
         if z.shape[-1] > 2:
             raise UserError(f"FairlyConstrained: expected two classes, the model has "
@@ -160,7 +169,8 @@ class FairlyConstrained(Wrapped):
         soft = signs * gaps(jax.nn.sigmoid(margin), members)  # [2, groups, strata]
         hard = signs * gaps((margin > 0).astype(margin.dtype), members)
         old = variables[STATE]["multipliers"]
-        new = jnp.maximum(0, old + self.rate * (jax.lax.stop_gradient(hard) - self.tolerance))
+        rate = self.rate / self.accumulate  # of each micro-batch
+        new = jnp.maximum(0, old + rate * (jax.lax.stop_gradient(hard) - self.tolerance))
         penalty = (old * soft).sum() + (0. if aux.penalty is None else aux.penalty)
         return mean, replace(aux, penalty=penalty, mutable={
             **aux.mutable, STATE: {"multipliers": new}}, metrics={

@@ -45,12 +45,14 @@ class FixedNorms(Wrapped):
             found.append(path)
             if norm.is_initializing():
                 return call(*args, **kwargs)
-            x, (mean, var) = args[0], (norm.get_variable("batch_stats", name).astype(args[0].dtype)
-                                       for name in ("mean", "var"))
-            y = (x - mean) * jax.lax.rsqrt(var + norm.epsilon)
+            # In the type of the statistics, as Linen does in evaluation.
+            mean, var = (norm.get_variable("batch_stats", name) for name in ("mean", "var"))
+            y = (args[0] - mean) * jax.lax.rsqrt(var + norm.epsilon)
             if norm.use_scale:
                 y *= norm.get_variable("params", "scale")
-            return y + norm.get_variable("params", "bias") if norm.use_bias else y
+            if norm.use_bias:
+                y += norm.get_variable("params", "bias")
+            return y.astype(args[0].dtype)
 
         with nn.intercept_methods(still):
             result = super().loss(variables, batch, key, train=train)

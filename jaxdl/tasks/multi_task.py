@@ -37,6 +37,9 @@ class MultiTask(LossTask):
       task is taken away, in a random order (Yu et al. 2020, https://arxiv.org/abs/2001.06782,
       algorithm 1).
 
+    Where a batch is split (`accumulate`, parallel=pmap), "gradnorm" and "pcgrad" work on each part,
+    and so do tasks with masks of their own: the mean of the parts' means is what is trained.
+
     A network of one of the tasks is taken into another run by `init_from` with
     rename=(("^params/(shared|NAME)/", "params/"),).
 
@@ -65,6 +68,8 @@ class MultiTask(LossTask):
             if name in (SHARED, BALANCE) or "/" in name:
                 raise UserError(f"MultiTask: tasks: {name!r} cannot be a name here.")
             without_options(task, self, f"its task {name!r}")
+        if self.weights and self.balance in ("uncertainty", "gradnorm"):
+            raise UserError(f"MultiTask: weights: balance={self.balance} finds its own.")
         for what in ("fields", "weights"):
             for name in getattr(self, what):
                 if name not in self.tasks:
@@ -75,8 +80,12 @@ class MultiTask(LossTask):
     def not_applicable(self) -> Mapping[str, str]:
         """Checks that would tell nothing."""
         weighted = {"modes": "the weights of the losses are in training alone"}
+        parts = {"accumulation": "gradients are compared, and masks of one task counted, in each "
+                                 "micro-batch"}
+        own = any("mask" in names for names in self.fields.values())
         return {"initial_loss": "the sum of the losses of several tasks",
-                **(weighted if self.balance in ("uncertainty", "gradnorm") else {})}
+                **(weighted if self.balance in ("uncertainty", "gradnorm") else {}),
+                **(parts if own or self.balance in ("gradnorm", "pcgrad") else {})}
 
     @property
     def target_fields(self) -> tuple[str, ...]:
@@ -122,8 +131,6 @@ class MultiTask(LossTask):
             metrics |= {f"{name}_loss": mean, **{f"{name}_{k}": m for k, m in aux.metrics.items()}}
             for collection, tree in aux.mutable.items():
                 mutable.setdefault(collection, {}).update(self._split(tree, name))
-            if aux.penalty is not None:
-                penalty = aux.penalty if penalty is None else penalty + aux.penalty
         count = batch["mask"].sum()
         scales: dict[str, Any] = {name: self.weights.get(name, 1.) for name in self.tasks}
         extra, gradients = jnp.zeros(()), {}
@@ -131,7 +138,8 @@ class MultiTask(LossTask):
         if train and self.balance in ("gradnorm", "pcgrad"):
             def value(params: Any, name: str) -> Array:
                 given = {**variables, "params": merge(params, frozen)}
-                return _value(self._one(name, given, batch, key, True)[0])
+                mean, aux = self._one(name, given, batch, key, True)
+                return _value(mean) + (0. if aux.penalty is None else aux.penalty)
 
             gradients = {name: jax.grad(value)(jax.lax.stop_gradient(trained), name)
                          for name in self.tasks}
@@ -146,6 +154,8 @@ class MultiTask(LossTask):
             # With a mask of its own a task has another count; its mean is weighted, not its sum.
             own = "mask" in self.fields.get(name, {})
             total += scales[name] * mean.total * (count / jnp.maximum(mean.count, 1) if own else 1.)
+            if (more := found[name][1].penalty) is not None:
+                penalty = scales[name] * more + (0. if penalty is None else penalty)
             if train and self.balance in ("uncertainty", "gradnorm"):
                 metrics[f"{name}_weight"] = Mean(count * scales[name], count)
         together = Mean(total, count)
@@ -154,6 +164,7 @@ class MultiTask(LossTask):
                         for name, tree in gradients.items()}
             together = with_gradient(together, trained, _without_conflicts(
                 weighted, jax.random.fold_in(key, 1)))
+            penalty = jax.lax.stop_gradient(penalty)  # Its gradient is among theirs.
         return together, Aux(metrics=metrics, mutable=mutable, penalty=penalty)
 
     def logits(self, state: TrainState, batch: Batch) -> Mapping[str, Array]:
@@ -212,7 +223,7 @@ class MultiTask(LossTask):
         now = still(jnp.stack([_value(losses[n]) for n in names]))
         old = jnp.stack([variables[BALANCE][n] for n in names])
         first = jnp.where(old == 0, now, old)
-        speed = now / first
+        speed = now / jnp.where(first > 0, first, 1)
         goal = (still(weights) * norms).mean() * (speed / speed.mean()) ** self.alpha
         apart = jnp.abs(weights * norms - goal).sum()
         return (dict(zip(names, still(weights), strict=True)), apart - still(apart),

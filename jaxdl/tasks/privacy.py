@@ -34,14 +34,16 @@ class Private(Wrapped):
 
         g = (sum_i g_i * min(1, clip / |g_i|) + noise * clip * Normal(0, 1)) / B
 
-    with B the rows of the batch, masked ones included. A penalty is part of each example's loss.
-    "clipped" among the metrics is the part of examples whose gradient was longer than `clip`.
+    with B the rows of the batch, masked ones included, and g_i weighted where the mask has weights.
+    A penalty is part of each example's loss. "clipped" among the metrics is the part of examples
+    whose gradient was longer than `clip`.
 
     What the guarantee rests on, beside this: that no example is in the gradient of another (no
     batch norm, which is refused; no mixup in the data), that the gradient is asked for once a step
-    (SAM belongs inside, not around), and that only parameters are given away. The metrics of
-    training are not private, nor are choices made by looking at them. Every optimizer, and every
-    average of parameters, keeps the guarantee.
+    (SAM belongs inside, not around), and that only parameters are given away. The seed of the run
+    is a secret: who knows it, from config.json, can draw the same noise. The metrics of training
+    are not private, nor are choices made by looking at them. Every optimizer, and every average of
+    parameters, keeps the guarantee.
 
     Attributes:
       clip: C, largest norm of one example's gradient.
@@ -91,10 +93,11 @@ class Private(Wrapped):
             gradients, (mean, aux) = jax.vmap(jax.grad(objective, has_aux=True), (None, 0, 0))(
                 params, examples, keys)  # [B, ...] each
             length, mask = jax.vmap(norm)(gradients), examples["mask"]  # [B]
-            scale = mask * jnp.minimum(1, self.clip / jnp.maximum(length, 1e-12))
+            # A weighted example's gradient is clipped with its weight.
+            scale = jnp.minimum(mask, self.clip / jnp.maximum(length, 1e-12))
             total = jax.tree.map(lambda g: jnp.tensordot(scale.astype(g.dtype), g, 1), gradients)
             mean, metrics = jax.tree.map(lambda x: x.sum(0), (mean, aux.metrics))
-            return total, (mean, {**metrics, "clipped": Mean.of(length > self.clip, mask)})
+            return total, (mean, {**metrics, "clipped": Mean.of(mask * length > self.clip, mask)})
 
         total, (mean, metrics) = self._over_groups(summed, (dict(batch), keys))
         leaves, tree = jax.tree.flatten(total)

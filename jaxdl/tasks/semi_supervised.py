@@ -45,11 +45,13 @@ class SemiSupervised(Wrapped):
         """(mean, aux) of the task inside over the labelled examples, and the logits [B, classes] of
         all: the model is given all images where the task inside would give it those it counts."""
         inner, image = self.inside(), batch["image"]
+        counted = labelled(batch)["mask"].reshape(-1, *[1] * (image.ndim - 1)) > 0
 
         def whole(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
             own = type(context.module) is type(inner.model) and context.module.path == ()
             if own and context.method_name == "__call__":
-                args = (image.astype(args[0].dtype), *args[1:])
+                # Those it counts are as the task inside gives them: attacked, for one.
+                args = (jnp.where(counted, args[0], image.astype(args[0].dtype)), *args[1:])
             return call(*args, **kwargs)
 
         with nn.intercept_methods(whole):
@@ -115,10 +117,13 @@ class PseudoLabels(SemiSupervised):
         if self.full <= self.start:
             raise UserError(f"PseudoLabels: full={self.full} must come after start={self.start}.")
 
+    def inward(self, variables: dict[str, Any]) -> dict[str, Any]:
+        return {name: x for name, x in variables.items() if name != "pseudo_labels"}
+
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:
         calls = variables.get("pseudo_labels", {"calls": jnp.int32(0)})["calls"]
-        given = {name: x for name, x in variables.items() if name != "pseudo_labels"}
+        given = self.inward(variables)
         if not variables or not train:
             mean, aux = self.inside().loss(given, labelled(batch), key, train=train)
             if not variables:

@@ -69,10 +69,14 @@ class Wrapped(LossTask):
 
 
 def without_options(task: LossTask, outer: LossTask, called: str) -> None:
-    """Refuses a task inside another one that sets what it would not be asked for."""
+    """Refuses a task inside another one that sets, or does, what it would not be asked for."""
     for option in OPTIONS:
         if getattr(task, option) != LossTask.__dataclass_fields__[option].default:
             raise UserError(f"{type(outer).__name__}: set {option} in it, not in {called}.")
+    for method in ("init", "step"):
+        if getattr(type(task), method) is not getattr(LossTask, method):
+            raise UserError(f"{type(outer).__name__}: {called} defines {method}, which only the "
+                            f"outermost task is asked for; put {type(task).__name__} around.")
 
 
 def with_options(task: LossTask, outer: LossTask, **more: Any) -> Any:
@@ -124,6 +128,11 @@ def observed(task: LossTask, variables: dict[str, Any], batch: Batch, key: Array
         if layer not in outputs:
             raise UserError(f"layers: the model has no {layer!r}.{nearest(layer, known)}")
     return mean, aux, outputs
+
+
+def beside(name: str, patterns: Sequence[str]) -> tuple[str, ...]:
+    """The regexes of the task inside, but not of what a method keeps under this name."""
+    return tuple(f"(?!{name}/)(?:{pattern})" for pattern in patterns)
 
 
 def without(variables: dict[str, Any], name: str) -> dict[str, Any]:
