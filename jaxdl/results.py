@@ -171,10 +171,12 @@ def swept(folder: Path) -> tuple[str, ...]:
     ended = sum(line[1] in ("done", "pruned", "failed") for line in lines)
     failed = sum(line[1] == "failed" for line in lines)
     trials = f"{ended} of {len(lines)} trials" + (f", {failed} failed" if failed else "")
+    words = ["python", "launch.py", "sweep", f"--experiment={facts['name']}",
+             *facts.get("flags", ())]
     return (f"`{facts['name']}`, sweep", kind, first_line(facts["expected"]),
             f"{trials}{told}".replace("|", "\\|"),
             lasting(sum(float(line[place + 2]) for line in lines)),
-            f"`python launch.py sweep --experiment={facts['name']}`")
+            f"`{shlex.join(words)}`")
 
 
 def replace(path: Path, table: str) -> None:

@@ -1162,8 +1162,13 @@ class Lead(Study):
         """What a process needs to know that trains one of the trials, and who reads the results."""
         file = None if self.command.module is None else str(
             Path(self.command.module.__file__).resolve())
+        chosen = {name: value for name in ("seeds", "metric", "mode", "prune", "rung")
+                  if (value := getattr(self.options, name)) is not None}
+        flags = [*(f"--over={over}" for over in self.options.over),
+                 *(f"--{name}={value}" for name, value in (chosen | self.command.typed).items())]
         write_atomically(self.folder / "sweep.json", json.dumps({
-            "name": self.command.name, "expected": self.command.expected, "metric": self.metric,
+            "name": self.command.name, "flags": flags, "expected": self.command.expected,
+            "metric": self.metric,
             "mode": self.mode, "data": type(self.base.data).__name__, "stand_in": self.stand_in,
             "file": file, "sinks": self.options.sinks, "grace": self.options.preempt_grace,
             "stuck_after": self.options.stuck_after,

@@ -96,6 +96,11 @@ def test_a_sweep_is_a_row_with_its_best_trial(tmp_path: Path) -> None:
                    "5 of 6 trials, 1 failed; best test/loss 0.22 ± 0.028 (2 seeds): "
                    "optimizer=Adam",
                    "1 min 10 s", "`python launch.py sweep --experiment=tiny`")
+    flags = ["--over=a.b=1,2", "--seeds=3", "--steps=50"]
+    facts = json.loads((folder / "sweep.json").read_text()) | {"flags": flags}
+    (folder / "sweep.json").write_text(json.dumps(facts))
+    assert results.swept(folder)[5] == ("`python launch.py sweep --experiment=tiny "
+                                        f"{' '.join(flags)}`")
     unranked = json.loads((folder / "sweep.json").read_text()) | {"metric": None}
     (folder / "sweep.json").write_text(json.dumps(unranked))
     text = (folder / "results.csv").read_text()

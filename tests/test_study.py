@@ -179,6 +179,8 @@ def test_over_the_command_line(file: Path) -> None:
     assert [e.overrides for e in book.trials()] == [
         {"task.model.widths": [4], "seed": 0}, {"task.model.widths": [4], "seed": 2},
         {"task.model.widths": [4, 4], "seed": 0}, {"task.model.widths": [4, 4], "seed": 2}]
+    assert json.loads((folder / "sweep.json").read_text())["flags"] == [
+        "--over=task.model.widths=(4,),(4,4)", "--over=seed=0:4:2", "--steps=2"]
 
 
 def test_a_trial_that_cannot_be_trained_fails_alone(file: Path,
