@@ -121,7 +121,9 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         changes["data.data"] = Digits(size=28, channels=1)
     elif isinstance(experiment.data, MnistSample) or experiment.data.stand_in is not None:  # type: ignore[attr-defined]
         held_out = 64 * bool(experiment.data.validation)  # type: ignore[attr-defined]
-        changes["data"] = Digits(size=28, validation=held_out)
+        attacked = isinstance(experiment.task, AdversarialTraining)  # An attack works on pixels.
+        pixels: dict[str, Any] = {"mean": (0.,), "std": (1.,)} if attacked else {}
+        changes["data"] = Digits(size=28, validation=held_out, **pixels)
     return config.replace(experiment, changes)
 
 
