@@ -39,9 +39,9 @@ def config() -> Experiment:
         data=MnistSample(validation=7_000, augment=(PadCrop(pad=2),)),  # of 8,000
         optimizer=Adam(learning_rate=Cosine(peak=2e-3, warmup=0.05)),
         init_from=TEACHER,
-        evals={"test": Evaluate(split="test", every=1_000)},
+        evals={"test": Evaluate(split="test", every=4_000)},
         best=Best(metric="test/accuracy"),
-        steps=1_000, batch_size=64, log_every=100,
+        steps=4_000, batch_size=64, log_every=500,
     )
 
 
