@@ -223,7 +223,11 @@ class RobustAccuracy(Evaluate):
 
     attack: Attack = Attack(steps=20)
 
-    def __call__(self, task: Any, state: Any, context: Context) -> Mapping[str, float]:
+    def measure(self, task: Any, state: TrainState, batch: Batch) -> Any:
+        image = attacked(task, self.attack, task.variables(state), batch, jax.random.key(0))
+        return task.evaluate(state, {**batch, "image": image})
+
+    def finish(self, sums: Any, context: Context) -> Mapping[str, float]:
         pixels = (self.attack.low, self.attack.high) == (0., 1.)
         for transform in getattr(context.source(self.split), "transforms", ()) if pixels else ():
             if isinstance(transform, Normalise) and {*transform.mean, *transform.std} != {0., 1.}:
@@ -231,8 +235,4 @@ class RobustAccuracy(Evaluate):
                     f"evals.{context.name}.attack: works on pixels from low=0.0 to high=1.0, and "
                     "the data normalises them; set data.mean=0 and data.std=1, or low and high to "
                     "those of normalised ones.")
-        return super().__call__(task, state, context)
-
-    def measure(self, task: Any, state: TrainState, batch: Batch) -> Any:
-        image = attacked(task, self.attack, task.variables(state), batch, jax.random.key(0))
-        return task.evaluate(state, {**batch, "image": image})
+        return super().finish(sums, context)
