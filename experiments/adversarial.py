@@ -3,11 +3,12 @@
     python launch.py --experiment=adversarial
     python launch.py sweep --experiment=adversarial
 
-Adversarial training (Madry et al. 2018) on 8,000 of MNIST's digits: each step trains on what seven
-steps of projected gradient ascent have made of its images. It is measured under twenty steps from
-a random start. The sweep compares it with TRADES (Zhang et al. 2019), with training against one
-step (FGSM) and with plain training, which it must beat under attack; three seeds each. Madry et al.
-reach 93 % under attacks of 0.3 with all of MNIST and a larger network.
+TRADES (Zhang et al. 2019) on 8,000 of MNIST's digits: each step trains the network to say the same
+of an image and of what seven steps of gradient ascent have made of it. It is measured under twenty
+steps from a random start. The sweep compares it with adversarial training (Madry et al. 2018), with
+training against one step (FGSM) and with plain training, which each must beat under attack; three
+seeds each. Madry et al. reach 93 % under attacks of 0.3 with all of MNIST and a larger network; in
+600 steps their loss alone can still say the same of every image.
 """
 
 from jaxdl.data.mnist_sample import MnistSample
@@ -25,7 +26,7 @@ PGD = Attack(radius=0.2, step=0.05, steps=7)
 
 def config() -> Experiment:
     return Experiment(
-        task=AdversarialTraining(task=PLAIN, attack=PGD),
+        task=TRADES(task=PLAIN, attack=PGD, beta=6.),
         data=MnistSample(mean=(0.,), std=(1.,)),
         optimizer=Adam(learning_rate=Cosine(peak=2e-3, warmup=0.05)),
         evals={"test": Evaluate(split="test", every=600), "attacked": RobustAccuracy(

@@ -30,7 +30,7 @@ from jaxdl.models.cnn import CNN
 from jaxdl.models.efficientnet import EfficientNet
 from jaxdl.models.resnet import ResNet
 from jaxdl.task import named
-from jaxdl.tasks.adversarial import AdversarialTraining
+from jaxdl.tasks.adversarial import TRADES
 from jaxdl.tasks.lora import LoRA
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +104,7 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
     if isinstance(model, EfficientNet):
         path = "task.task.task.model" if isinstance(experiment.task, LoRA) else "task.task.model"
         changes[path] = CNN(channels=(2, 3), dense=(4,), classes=model.classes, batch_norm=True)
-    if isinstance(experiment.task, AdversarialTraining):
+    if isinstance(experiment.task, TRADES):
         changes |= {"task.attack.steps": 2, "evals.attacked.attack.steps": 2}
     if isinstance(experiment.task, LoRA):
         changes |= {"task.targets": ("conv2/kernel",), "task.rank": 2}
@@ -121,7 +121,7 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         changes["data.data"] = Digits(size=28, channels=1)
     elif isinstance(experiment.data, MnistSample) or experiment.data.stand_in is not None:  # type: ignore[attr-defined]
         held_out = 64 * bool(experiment.data.validation)  # type: ignore[attr-defined]
-        attacked = isinstance(experiment.task, AdversarialTraining)  # An attack works on pixels.
+        attacked = isinstance(experiment.task, TRADES)  # An attack works on pixels.
         pixels: dict[str, Any] = {"mean": (0.,), "std": (1.,)} if attacked else {}
         changes["data"] = Digits(size=28, validation=held_out, **pixels)
     return config.replace(experiment, changes)
