@@ -74,7 +74,7 @@ def runs(folder: Path) -> Iterator[tuple[Path, bool]]:
 def trained(found: Sequence[Logged]) -> Iterator[tuple[str, ...]]:
     """A row for each experiment, of all its seeds."""
     groups: dict[str, list[Logged]] = defaultdict(list)
-    for one in found:
+    for one in sorted(found, key=lambda one: one.touched):
         config = {k: v for k, v in one.record.experiment.items() if k != "seed"}
         same = groups[json.dumps([one.record.name, one.record.stand_in, config])]
         # Of a seed that was trained twice the later run counts.

@@ -72,7 +72,7 @@ def test_of_a_seed_that_was_trained_twice_the_later_counts(
         runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         shutil.copytree(runs / "tiny" / "run0", tmp_path / name)
-    log = tmp_path / "b" / "metrics.jsonl"
+    log = tmp_path / "a" / "metrics.jsonl"  # the later one, whatever its name
     log.write_text(re.sub(r'("test/accuracy": )[\d.]+', r"\g<1>0.875", log.read_text()))
     assert cli.main(["results", str(tmp_path)]) == 0
     row, = rows(capfd.readouterr().out)[2:]
