@@ -30,7 +30,6 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import PartitionSpec
 from rich.console import Console
 from rich.table import Table
@@ -42,8 +41,9 @@ from jaxdl.experiment import Experiment, Mesh, Rule
 from jaxdl.layers import uniform
 from jaxdl.models.transformer import Transformer
 from jaxdl.optimizer import Adam, Constant
-from jaxdl.task import Aux, Batch, LossTask, Mean, named
+from jaxdl.task import Aux, Batch, Mean, named
 from jaxdl.tasks.classification import Classification
+from jaxdl.tasks.language import LanguageModel
 from jaxdl.tracing import tracing
 
 DEVICES = 8
@@ -191,24 +191,10 @@ class Tokens:
 
     def open(self, split: str) -> Arrays:
         tokens = np.random.default_rng(0).integers(256, size=(256, 65), dtype=np.int32)
-        return Arrays(arrays={"tokens": tokens}, transforms=())
+        return Arrays(arrays={"tokens": tokens[:, :-1], "next": tokens[:, 1:]})
 
     def fingerprint(self) -> str:
         return "random"
-
-
-@dataclass(frozen=True, kw_only=True)
-class NextToken(LossTask):
-    """Mean cross-entropy of the next token."""
-
-    model: Transformer
-
-    def loss(self, variables: dict[str, Any], batch: Any, key: Any, *,
-             train: bool) -> tuple[Mean, Aux]:
-        tokens = batch["tokens"]  # [B, T + 1]
-        logits, mutable = self.apply(self.model, variables, tokens[:, :-1], key=key, train=train)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])  # [B, T]
-        return Mean.of(losses.mean(-1), batch["mask"]), Aux(mutable=mutable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,7 +224,7 @@ def workload(model: str) -> Any:
              Rule(path=into[1], axes=(*between, "tensor", None)))
     if model == "transformer":
         experiment = Experiment(
-            task=NextToken(model=Transformer(vocabulary=256, layers=2, width=128, heads=4,
+            task=LanguageModel(model=Transformer(vocabulary=256, layers=2, width=128, heads=4,
                                              block=64, dropout=0.1)),
             data=Tokens(), optimizer=Adam(learning_rate=Constant(peak=1e-3)),
             steps=100, batch_size=16)

@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
-import optax
 
 from jaxdl.config import Size
 from jaxdl.data.source import Arrays, Source, Transform
@@ -28,8 +27,9 @@ from jaxdl.models.resnet import ResNet
 from jaxdl.models.rnn import RNN
 from jaxdl.models.transformer import Transformer
 from jaxdl.optimizer import SGD, Adam, AdamW, Constant, Optimizer
-from jaxdl.task import Aux, Batch, LossTask, Mean
+from jaxdl.task import LossTask
 from jaxdl.tasks.classification import Classification
+from jaxdl.tasks.language import LanguageModel
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from worker import BATCH, CNN, GPT, LSTM, VOCABULARY, WIDTHS, examples, is_text
@@ -63,23 +63,6 @@ class Random:
 
     def fingerprint(self) -> str:
         return f"random-{self.workload}-{self.size}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class NextToken(LossTask):
-    """Mean cross-entropy of the next token; "tokens" and "next" are int32 [B, T].
-
-    Attributes:
-      model: called as model(tokens, train), returns logits [B, T, vocabulary].
-    """
-
-    model: nn.Module
-
-    def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
-             train: bool) -> tuple[Mean, Aux]:
-        logits, mutable = self.apply(self.model, variables, batch["tokens"], key=key, train=train)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["next"])  # [B, T]
-        return Mean.of(losses.mean(-1), batch["mask"]), Aux(mutable=mutable)
 
 
 class SmallCNN(nn.Module):
@@ -122,13 +105,13 @@ def cnn() -> Experiment:
 def gpt(compute_dtype: Literal["float32", "bfloat16"] = "float32") -> Experiment:
     model = Transformer(vocabulary=VOCABULARY, layers=GPT["layers"], width=GPT["width"],
                         heads=GPT["heads"], block=GPT["block"], bias=True)
-    return experiment("gpt", NextToken(model=model, compute_dtype=compute_dtype),
+    return experiment("gpt", LanguageModel(model=model, compute_dtype=compute_dtype),
                       AdamW(learning_rate=Constant(peak=1e-3)), GPT["batch"])
 
 
 def lstm() -> Experiment:
     model = RNN(vocabulary=VOCABULARY, width=LSTM["width"], embedding=LSTM["embedding"])
-    return experiment("lstm", NextToken(model=model), Adam(learning_rate=Constant(peak=1e-3)),
+    return experiment("lstm", LanguageModel(model=model), Adam(learning_rate=Constant(peak=1e-3)),
                       LSTM["batch"])
 
 

@@ -6,6 +6,7 @@
     metrics.jsonl       one flat object a line, with "step"
     checkpoints/        see checkpoint.py
     tensorboard/        the same numbers for TensorBoard
+    tokenizer.json      and other files that the data wants to be kept with it
 """
 
 import contextlib
@@ -172,7 +173,7 @@ class Run:
 
     @distributed.only_leader
     def start(self, step: int, devices: Iterable[Any], sinks: tuple[str, ...] = (),
-              repeated: Iterable[str] = ()) -> None:
+              repeated: Iterable[str] = (), files: Mapping[str, bytes] | None = None) -> None:
         """Records the experiment and this launch, drops what was logged after `step`, and opens the
         sinks. Only now, when the checkpoint has turned out to be one of this experiment.
 
@@ -181,9 +182,12 @@ class Run:
           devices: that are used.
           sinks: names of further sinks.
           repeated: evaluators that will run at this very step; what they logged is dropped too.
+          files: further ones to keep, by name.
         """
         record = self.record
         write(self.folder, record)
+        for name, content in (files or {}).items():
+            write_atomically(self.folder / name, content)
         if self._new:
             lines = [f"{path}={value}\n" for path, value in self._overrides.items()]
             write_atomically(self.folder / "overrides.txt", "".join(lines))

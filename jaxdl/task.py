@@ -164,9 +164,9 @@ class LossTask:
         raise TypeError(f"{type(self).__name__} must define loss().")
 
     def apply(self, model: nn.Module, variables: dict[str, Any], *inputs: Any, key: Array,
-              train: bool) -> tuple[Any, dict[str, Any]]:
-        """(output, mutable) of a Linen model, in the compute dtype; a float output is float32 (or
-        float64).
+              train: bool, **named: Any) -> tuple[Any, dict[str, Any]]:
+        """(output, mutable) of model(*inputs, train=train, **named), a Linen model, in the compute
+        dtype; a float output is float32 (or float64).
 
         When `variables` is empty, as in `init`, it is filled with the model's initial variables:
         so the one method `loss` also says how a model is initialised.
@@ -178,15 +178,16 @@ class LossTask:
         if exact == jnp.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
             raise UserError("task.compute_dtype=float64 needs JAX_ENABLE_X64=1 in the environment.")
         if not variables:
-            output, initial = model.init_with_output(keys, *inputs, train=False)
+            output, initial = model.init_with_output(keys, *inputs, train=False, **named)
             variables.update(_cast(initial, exact))
             return _cast(output, exact), {}
         cast = {**variables, "params": _cast(variables.get("params", {}), dtype)}
+        inputs, named = _cast((inputs, named), dtype)
         if train:
-            output, mutable = model.apply(cast, *_cast(inputs, dtype), train=True, rngs=keys,
+            output, mutable = model.apply(cast, *inputs, train=True, rngs=keys, **named,
                                           mutable=[c for c in variables if c != "params"])
         else:
-            output, mutable = model.apply(cast, *_cast(inputs, dtype), train=False), {}
+            output, mutable = model.apply(cast, *inputs, train=False, **named), {}
         return _cast(output, exact), dict(mutable)
 
     def freezes(self) -> tuple[str, ...]:

@@ -183,7 +183,8 @@ class Together(train.Fit):
 
     def record(self, start: int, sinks: tuple[str, ...]) -> None:
         for _, member in self.active():
-            member.run.start(start, self.program.devices.mesh.devices.flat, sinks, self.due(start))
+            member.run.start(start, self.program.devices.mesh.devices.flat, sinks, self.due(start),
+                             train.kept_files(member.experiment))
 
     def loop(self, step: int, carry: Carry) -> None:
         while True:

@@ -485,7 +485,8 @@ class Fit:
 
     def record(self, start: int, sinks: tuple[str, ...]) -> None:
         """Opens the log, from this step on."""
-        self.run.start(start, self.program.devices.mesh.devices.flat, sinks, self.due(start))
+        self.run.start(start, self.program.devices.mesh.devices.flat, sinks, self.due(start),
+                       kept_files(self.experiment))
 
     def begin(self) -> tuple[int, Carry]:
         """(step, carry) of the newest checkpoint, or of a fresh start."""
@@ -707,9 +708,18 @@ def validate(experiment: Experiment, devices: parallel.Devices) -> None:
                         f"{nearest(metric.split('/')[0], experiment.evals)}")
 
 
+def kept_files(experiment: Experiment) -> Mapping[str, bytes]:
+    """What the data wants to be kept in the run, if anything: a tokenizer."""
+    return getattr(experiment.data, "files", dict)()
+
+
 def splits(experiment: Experiment) -> Callable[[str], Source]:
     """Opens splits of the experiment's data, each once; those of its evaluators now, so that a
-    misspelt one is known before the first step."""
+    misspelt one is known before the first step. Data that has `check` is asked whether the rest of
+    the experiment suits it."""
+    if hasattr(experiment.data, "check"):
+        experiment.data.check(experiment)  # pyright: ignore[reportAttributeAccessIssue]
+
     @functools.cache
     def opened(split: str) -> Source:
         source = experiment.data.open(split)

@@ -14,7 +14,6 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-import optax
 
 from jaxdl import files, parallel
 from jaxdl.data.digits import Digits
@@ -24,7 +23,7 @@ from jaxdl.models.resnet import ResNet
 from jaxdl.models.rnn import RNN
 from jaxdl.models.transformer import Transformer
 from jaxdl.optimizer import Adam, Constant
-from jaxdl.task import Aux, LossTask, Mean
+from jaxdl.tasks.language import LanguageModel
 from jaxdl.train import Program
 
 MESHES = {"data": Mesh(data=8), "fsdp": Mesh(data=1, fsdp=8), "tensor": Mesh(data=4, tensor=2),
@@ -42,30 +41,17 @@ class Tokens:
 
     def open(self, split: str) -> Arrays:
         tokens = np.random.default_rng(0).integers(64, size=(64, 17), dtype=np.int32)
-        return Arrays(arrays={"tokens": tokens}, transforms=())
+        # Two tokens in three count, so that devices count differently many.
+        following = np.where(tokens[:, 1:] % 3 > 0, tokens[:, 1:], -1)
+        return Arrays(arrays={"tokens": tokens[:, :-1], "next": following})
 
     def fingerprint(self) -> str:
         return "random"
 
 
-@dataclass(frozen=True, kw_only=True)
-class NextToken(LossTask):
-    """Over two tokens in three, so that devices count differently many."""
-
-    model: Transformer | RNN
-
-    def loss(self, variables: dict[str, Any], batch: Any, key: Any, *,
-             train: bool) -> tuple[Mean, Aux]:
-        tokens = batch["tokens"]
-        logits, mutable = self.apply(self.model, variables, tokens[:, :-1], key=key, train=train)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-        return Mean.of(losses, batch["mask"][:, None] * (tokens[:, 1:] % 3 > 0)), Aux(
-            mutable=mutable)
-
-
 def transformer() -> Experiment:
     return Experiment(
-        task=NextToken(model=Transformer(vocabulary=64, layers=1, width=128, heads=4, block=16,
+        task=LanguageModel(model=Transformer(vocabulary=64, layers=1, width=128, heads=4, block=16,
                                          dropout=0.1)),
         data=Tokens(), optimizer=Adam(learning_rate=Constant(peak=1e-3)), steps=50, batch_size=16,
         rules=(Rule(path="(query_key_value|dense1)/kernel", axes=(None, "tensor")),
@@ -73,7 +59,8 @@ def transformer() -> Experiment:
 
 
 def rnn() -> Experiment:
-    task = NextToken(model=RNN(vocabulary=64, width=32, embedding=16, dropout=0.1), accumulate=2)
+    model = RNN(vocabulary=64, width=32, embedding=16, dropout=0.1)
+    task = LanguageModel(model=model, accumulate=2)
     return dataclasses.replace(transformer(), task=task, rules=())
 
 

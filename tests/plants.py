@@ -15,7 +15,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jaxdl.config import Fraction, Size
 from jaxdl.data.digits import Digits
@@ -30,6 +29,7 @@ from jaxdl.models.transformer import Transformer
 from jaxdl.optimizer import SGD, Adam, Constant, Cosine
 from jaxdl.task import Aux, LossTask, Mean
 from jaxdl.tasks.classification import Classification
+from jaxdl.tasks.language import LanguageModel
 
 Array = jax.Array
 
@@ -93,36 +93,12 @@ class Characters:
         return f"topics-{self.length}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class NextToken(LossTask):
-    """Cross-entropy of the next token.
-
-    Attributes:
-      model: called as model(tokens, train), returns logits [B, T, V].
-    """
-
-    model: nn.Module
-
-    target_fields: ClassVar[tuple[str, ...]] = ("next",)
-    causal: ClassVar[bool] = True
-
-    def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
-             train: bool) -> tuple[Mean, Aux]:
-        logits, mutable = self.apply(self.model, variables, batch["tokens"], key=key, train=train)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["next"])
-        return Mean.of(losses.mean(-1), batch["mask"]), Aux(mutable=mutable)
-
-    def logits(self, state: Any, batch: Batch) -> Array:
-        return self.apply(self.model, self.variables(state), batch["tokens"], key=state.key,
-                          train=False)[0]
-
-
 def text(model: nn.Module | None = None, *, task: LossTask | None = None,
          data: Any = None) -> Experiment:
     """A small Transformer on characters."""
     model = model or Transformer(vocabulary=128, layers=1, width=32, heads=2, block=16)
     return Experiment(
-        task=task or NextToken(model=model), data=data or Characters(),
+        task=task or LanguageModel(model=model), data=data or Characters(),
         optimizer=Adam(learning_rate=Cosine(peak=3e-3, warmup=0.05)), evals={"test": Evaluate()},
         steps=1_000, batch_size=64, mesh=Mesh(data=1))
 

@@ -13,11 +13,13 @@ import numpy as np
 import optax
 import pytest
 
+from jaxdl.attention import attend, weights
 from jaxdl.errors import UserError
 from jaxdl.matmul import _matmul, fast_dtype
 from jaxdl.models.mlp import MLP
-from jaxdl.models.rnn import RNN, lstm
-from jaxdl.models.transformer import Transformer, _attend, _weights
+from jaxdl.models.rnn import RNN
+from jaxdl.models.transformer import Transformer
+from jaxdl.recurrence import gru, lstm, recur, simple
 from jaxdl.task import REMAT, Aux, LossTask, Mean
 
 V, B, T = 11, 3, 8
@@ -151,22 +153,28 @@ def test_a_float32_sum_of_bfloat16_products_may_be_transposed():
     chex.assert_tree_all_finite(jax.vmap(used)(jnp.stack([x, x]), jnp.stack([w, w])))
 
 
+CAUSAL = np.tril(np.ones((1, 6, 6), bool))
+SOME = np.random.default_rng(2).random((2, 6, 6)) < 0.5
+
+
 @pytest.mark.parametrize("dropout", [False, True])
-def test_the_attention_and_its_gradients(dropout):
+@pytest.mark.parametrize("allowed", [None, CAUSAL, SOME, SOME[:, :1] | (np.arange(6) == 0)])
+def test_the_attention_and_its_gradients(dropout, allowed):
     q, k, v, g = normals(*[(2, 6, 3, 4)] * 4)
     factor = 2. * jax.random.bernoulli(KEYS["dropout"], shape=(6, 6, 6)) if dropout else None
 
     def plain(q, k, v):
-        weights = _weights(jnp.einsum("bthd,bshd->bhts", q, k), 4)
-        weights = weights if factor is None else weights * factor.reshape(weights.shape)
-        return jnp.einsum("bhts,bshd->bthd", weights, v)
+        found = weights(jnp.einsum("bthd,bshd->bhts", q, k), 4,
+                        None if allowed is None else allowed[:, None])
+        found = found if factor is None else found * factor.reshape(found.shape)
+        return jnp.einsum("bhts,bshd->bthd", found, v)
 
     expected, backward = jax.vjp(plain, q, k, v)
-    y, pull = jax.vjp(lambda q, k, v: _attend(q, k, v, factor), q, k, v)
+    y, pull = jax.vjp(lambda q, k, v: attend(q, k, v, allowed, factor), q, k, v)
     chex.assert_trees_all_close((y, pull(g)), (expected, backward(g)), atol=1e-5)
-    if factor is None:
-        chex.assert_trees_all_close(
-            y, jax.nn.dot_product_attention(q, k, v, is_causal=True), atol=1e-5)
+    if factor is None and allowed is not SOME:  # of which some rows see nothing
+        chex.assert_trees_all_close(y, jax.nn.dot_product_attention(
+            q, k, v, mask=None if allowed is None else jnp.asarray(allowed[:, None])), atol=1e-5)
 
 
 def test_too_long_a_sequence_and_heads_that_do_not_divide():
@@ -176,42 +184,86 @@ def test_too_long_a_sequence_and_heads_that_do_not_divide():
         SMALL.clone(heads=3)
 
 
-def numpy_lstm(kernel, bias, x):
-    """Hochreiter & Schmidhuber with forget gates, one number at a time in float64."""
-    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
-    kernel, bias, x = (np.asarray(a, np.float64) for a in (kernel, bias, x))
-    h = c = np.zeros((len(bias) // 4, x.shape[2]))
-    outputs = []
-    for x_t in x:
-        i, f, g, o = np.split(kernel @ np.concatenate([x_t, h]) + bias[:, None], 4)
-        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        h = sigmoid(o) * np.tanh(c)
-        outputs.append(h)
-    return np.stack(outputs)
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
 
 
-def test_lstm_is_the_plain_lstm():
-    kernel, bias, x = normals((16, 5 + 4), (16,), (7, 5, 3))
-    np.testing.assert_allclose(lstm(kernel, bias, x), numpy_lstm(kernel, bias, x), atol=1e-5)
+def numpy_cell(kind, state, z):
+    """Elman; Hochreiter & Schmidhuber with forget gates; Cho et al. as cuDNN has it."""
+    if kind is simple:
+        return (np.tanh(z),)
+    a, b, c, d = np.split(z, 4)
+    if kind is lstm:
+        cell = sigmoid(b) * state[1] + sigmoid(a) * np.tanh(c)
+        return sigmoid(d) * np.tanh(cell), cell
+    new = np.tanh(c + sigmoid(a) * d)
+    return ((1 - sigmoid(b)) * new + sigmoid(b) * state[0],)
 
 
-def test_gradients_of_the_lstm():
-    kernel, bias, x, g = normals((16, 5 + 4), (16,), (7, 5, 3), (7, 4, 3))
+CELLS = [(simple, 1, 1), (lstm, 4, 2), (gru, 4, 1)]
+LENGTHS = np.array([7, 2, 0])
 
-    def plain(kernel, bias, x):
-        h = c = jnp.zeros((4, 3))
+
+@pytest.mark.parametrize("kind,gates,count", CELLS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_recurrence_is_the_plain_one(kind, gates, count, masked):
+    kernel, bias, x, *state = normals((4 * gates, 9), (4 * gates,), (7, 5, 3), *[(4, 3)] * count)
+    valid = np.arange(7)[:, None, None] < LENGTHS if masked else None
+    h, last = recur(kind, kernel, bias, x, tuple(state), valid)
+    now = tuple(np.asarray(s, np.float64) for s in state)
+    for t, x_t in enumerate(np.asarray(x, np.float64)):
+        z = np.asarray(kernel) @ np.concatenate([x_t, now[0]]) + np.asarray(bias)[:, None]
+        new = numpy_cell(kind, now, z)
+        now = new if valid is None else tuple(
+            np.where(valid[t], a, b) for a, b in zip(new, now, strict=True))
+        np.testing.assert_allclose(h[t], now[0], atol=1e-5)
+    chex.assert_trees_all_close(last, tuple(s.astype(np.float32) for s in now), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind,gates,count", CELLS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradients_of_the_recurrence(kind, gates, count, masked):
+    valid = np.arange(7)[:, None, None] < LENGTHS if masked else None
+
+    def plain(kernel, bias, x, *state):
         outputs = []
-        for x_t in x:
-            i, f, u, o = jnp.split(kernel @ jnp.concatenate([x_t, h]) + bias[:, None], 4)
-            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(u)
-            h = jax.nn.sigmoid(o) * jnp.tanh(c)
-            outputs.append(h)
-        return jnp.stack(outputs)
+        for t, x_t in enumerate(x):
+            new = kind(state, kernel @ jnp.concatenate([x_t, state[0]]) + bias[:, None])
+            state = new if valid is None else tuple(
+                jnp.where(valid[t], a, b) for a, b in zip(new, state, strict=True))
+            outputs.append(state[0])
+        return jnp.stack(outputs), state
 
     with jax.enable_x64():
-        args = [np.asarray(a, np.float64) for a in (kernel, bias, x, g)]
-        expected = jax.vjp(plain, *args[:3])[1](args[3])
-        chex.assert_trees_all_close(jax.vjp(lstm, *args[:3])[1](args[3]), expected, rtol=1e-9)
+        args = [np.asarray(a, np.float64) for a in normals(
+            (4 * gates, 9), (4 * gates,), (7, 5, 3), *[(4, 3)] * count)]
+        g = jax.tree.map(lambda x: np.random.default_rng(3).standard_normal(x.shape),
+                         jax.eval_shape(plain, *args))
+        expected = jax.vjp(plain, *args)[1](g)
+        found = jax.vjp(lambda k, b, x, *state: recur(kind, k, b, x, state, valid), *args)[1](g)
+        chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_gradient_of_the_lstm_is_the_derivative_of_its_formula():
+    """Which is written out, and stands in both sides of the test above."""
+    z, h, c, dh, dc = (np.asarray(a, np.float64) for a in normals((16, 3), *[(4, 3)] * 4))
+
+    def value(z, h, c):
+        new = numpy_cell(lstm, (h, c), z)
+        return float((new[0] * dh + new[1] * dc).sum())
+
+    with jax.enable_x64():
+        (state, dz) = jax.vjp(lstm, (h, c), z)[1]((dh, dc))
+    for place in [(0, 0), (5, 1), (9, 2), (15, 0)]:
+        step = np.zeros_like(z)
+        step[place] = 1e-6
+        slope = (value(z + step, h, c) - value(z - step, h, c)) / 2e-6
+        np.testing.assert_allclose(dz[place], slope, rtol=1e-6)
+    step = np.zeros_like(c)
+    step[1, 2] = 1e-6
+    slope = (value(z, h, c + step) - value(z, h, c - step)) / 2e-6
+    np.testing.assert_allclose(state[1][1, 2], slope, rtol=1e-6)
+    assert not np.asarray(state[0]).any()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import hashlib
 import http.client
+import io
 import os
 import queue
 import re
@@ -36,6 +37,7 @@ CONNECT = 2.5  # seconds to find out whether a server can be reached
 CHUNK = 1 << 20
 EXPANDED = 64 << 30  # bytes that an archive may grow to, unless the caller says otherwise
 ENTRIES = 1_000_000  # files and folders that it may make, likewise
+AR = b"!<arch>\n"  # how a Debian package begins
 HEADER = 1 << 20  # bytes that the name and the attributes of one member may take
 
 
@@ -194,7 +196,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def extract(archive: Path, folder: Path, *, strip: int = 0, limit: int = EXPANDED,
             entries: int = ENTRIES) -> Path:
-    """Unpacks a .tar (.gz, .bz2, .xz) or .zip into `folder` unless that is there.
+    """Unpacks a .tar (.gz, .bz2, .xz), .zip or Debian package into `folder` unless that is there.
 
     Only plain files and folders are accepted, and only inside of `folder`. They are written to
     "FOLDER.part", which is renamed at the end: under its own name `folder` is complete.
@@ -267,7 +269,10 @@ def _members(archive: Path) -> Generator[tuple[str, int, IO[bytes]], None, None]
                     with zipped.open(member) as content:
                         yield member.filename, member.file_size, content
         return
-    with tarfile.open(archive, tarinfo=_Member) as tarred:
+    with archive.open("rb") as file:
+        inner = _debian(file) if file.read(len(AR)) == AR else None
+    with tarfile.open(archive if inner is None else None, fileobj=inner,
+                      tarinfo=_Member) as tarred:
         while member := tarred.next():
             # Kept, the members of a large archive fill the memory.
             tarred.members = []  # type: ignore[attr-defined]
@@ -279,6 +284,17 @@ def _members(archive: Path) -> Generator[tuple[str, int, IO[bytes]], None, None]
             if content is None:
                 raise UserError(f"{archive}: {member.name!r} is a link or a device; refused.")
             yield member.name, member.size, content
+
+
+def _debian(file: IO[bytes]) -> IO[bytes]:
+    """The archive of files in a Debian package, itself an archive of ar(5)'s form: behind its first
+    bytes come headers of 60 bytes, each with its member, which begins at an even place."""
+    while len(header := file.read(60)) == 60 and header.endswith(b"`\n"):
+        size = int(header[48:58])
+        if header.startswith(b"data.tar"):
+            return io.BytesIO(file.read(size))
+        file.seek(size + size % 2, os.SEEK_CUR)
+    raise tarfile.ReadError("a Debian package without files")
 
 
 class _Member(tarfile.TarInfo):

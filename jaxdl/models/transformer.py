@@ -1,12 +1,13 @@
-"""Decoder-only Transformer for language models, in the form of GPT-2."""
+"""Transformers: the block that all of them share, and the decoder-only language model."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
 
+from jaxdl.attention import attention
 from jaxdl.config import Fraction, Size
 from jaxdl.errors import UserError
 from jaxdl.layers import Dropout
@@ -14,6 +15,9 @@ from jaxdl.matmul import matmul
 from jaxdl.task import REMAT, Remat
 
 Array = jax.Array
+Positions = Literal["learned", "sinusoidal", "rotary"]
+Norm = Literal["layer", "rms"]
+Unit = Literal["gelu", "gelu_exact", "relu", "swiglu"]
 
 
 class Transformer(nn.Module):
@@ -25,6 +29,7 @@ class Transformer(nn.Module):
 
     The default, with a vocabulary of 65, is the model that nanoGPT trains on Shakespeare's
     characters: 10,745,088 parameters, of which 98,304 for positions; 10,770,816 with biases.
+    GPT-2 small is vocabulary 50,257, layers 12, width 768, heads 12, block 1,024, bias.
 
     The residual stream, statistics, softmax and all sums are float32; parameters in bfloat16 make
     the inputs of products so.
@@ -39,6 +44,14 @@ class Transformer(nn.Module):
         weights or of a branch's output; None for none.
       bias: add biases to products and norms, as GPT-2 does.
       tied: the head's weights are the token embeddings.
+      kv_heads: heads of keys and values, each shared by heads / kv_heads queries (Ainslie et al.
+        2023); None for as many as there are heads.
+      positions: "learned" for each place of the block; "sinusoidal", which are not (Vaswani et al.
+        2017, section 3.5); or "rotary": keys and queries are turned by their place (Su et al. 2021,
+        section 3.2).
+      norm: "layer" (Ba et al. 2016) or "rms" (Zhang & Sennrich 2019).
+      unit: of the MLP: "gelu" in its tanh form, "gelu_exact", "relu", or "swiglu" (Shazeer 2020).
+      hidden: units of the MLP; None for 4 x width.
       scan: stack the parameters of the blocks, [layers, ...], and loop over them: as fast to
         compile for 100 layers as for one.
       remat: what the backward pass recomputes of each block, as `LossTask.remat` does of a loss.
@@ -52,6 +65,11 @@ class Transformer(nn.Module):
     dropout: Fraction | None = None
     bias: bool = False
     tied: bool = True
+    kv_heads: Size | None = None
+    positions: Positions = "learned"
+    norm: Norm = "layer"
+    unit: Unit = "gelu"
+    hidden: Size | None = None
     scan: bool = False
     remat: Remat | None = None
 
@@ -59,64 +77,246 @@ class Transformer(nn.Module):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width % self.heads:
-            raise UserError(f"Transformer: width={self.width} is not a multiple of "
-                            f"heads={self.heads}.")
+        check_heads(self)
+
+    def start(self, batch_size: int, length: int) -> Any:
+        """The cache before the first token, with room for `length` tokens: keys and values of each
+        layer, and how many tokens of each row they have."""
+        if length > self.block:
+            raise UserError(f"Transformer: {length} tokens in a sequence, but block={self.block}.")
+        shape = batch_size, self.kv_heads or self.heads, length, self.width // self.heads
+        if self.scan:
+            layers: Any = empty((self.layers, *shape))
+        else:
+            layers = tuple(empty(shape) for _ in range(self.layers))
+        return {"layers": layers, "length": jnp.zeros(batch_size, jnp.int32)}
+
+    def row_axes(self, cache: Any) -> Any:
+        """Of each leaf of the cache the axis that counts rows."""
+        return {"layers": jax.tree.map(lambda x: int(self.scan), cache["layers"]), "length": 0}
 
     @nn.compact
-    def __call__(self, tokens: Array, train: bool) -> Array:
+    def __call__(self, tokens: Array, train: bool, cache: Any = None,
+                 segment: Array | None = None) -> Any:
+        """Logits [B, T, V] of the tokens after each of tokens [B, T]; -1 is none.
+
+        Args:
+          tokens: none may stand after the others in a row.
+          train: with dropout.
+          cache: of the tokens before these, of `start` or of an earlier call; the result is then
+            (logits, the cache with these).
+          segment: int [B, T], which document each token belongs to, where a row holds several that
+            shall not see each other; positions count from the beginning of each.
+        """
         length = tokens.shape[1]  # tokens  # [B, T]
         if length > self.block:
             raise UserError(f"Transformer: {length} tokens in a sequence, but block={self.block}.")
-        embedding = self.param("embedding", normal(0.02), (self.vocabulary, self.width))
-        positions = self.param("positions", normal(0.02), (self.block, self.width))
-        # A sum over the batch is exact in float32 only, and so are the gradients of these two.
-        exact = jnp.promote_types(embedding.dtype, jnp.float32)
-        x = embedding.astype(exact)[tokens] + positions.astype(exact)[:length]
+        places, mask = jnp.arange(length), None
+        if cache is not None:
+            places = cache["length"][:, None] + places  # [B, T]
+        if segment is not None:
+            begins = jnp.pad(segment[:, 1:] != segment[:, :-1], ((0, 0), (1, 0)))
+            places = places - jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
+            mask = segment[:, :, None] == segment[:, None]
+        x, table = with_positions(self, tokens, places)
         x = Dropout(self.dropout)(x, train)  # [B, T, D]
-
-        block: Any = Block
-        if self.remat is not None:
-            block = nn.remat(Block, policy=REMAT[self.remat], prevent_cse=not self.scan,
-                             static_argnums=(2,))
-        options = dict(heads=self.heads, layers=self.layers, dropout=self.dropout, bias=self.bias)
-        if self.scan:
-            blocks = nn.scan(lambda module, x, _: (module(x, train), None), length=self.layers,
-                             variable_axes={"params": 0},
-                             split_rngs={"params": True, "dropout": True})
-            x, _ = blocks(block(**options, name="blocks"), x, None)
-        else:
-            for i in range(self.layers):
-                x = block(**options, name=f"block{i + 1}")(x, train)
-
-        x = norm(self.bias, "norm")(x)
+        x, layers = blocks(self, x, train, places, mask, None if cache is None
+                           else cache["layers"], causal=True)
+        x = normalised(self.norm, self.bias, "norm")(x)
         if self.tied:
-            return matmul(x.astype(embedding.dtype), embedding, transposed=True)  # [B, T, V]
-        return Dense(self.vocabulary, 0.02, bias=False, name="head")(x)
+            logits = matmul(x.astype(table.dtype), table, transposed=True)  # [B, T, V]
+        else:
+            logits = Dense(self.vocabulary, 0.02, bias=False, name="head")(x)
+        if cache is None:
+            return logits
+        return logits, {"layers": layers, "length": cache["length"] + (tokens >= 0).sum(1)}
+
+
+def check_heads(model: Any) -> None:
+    """Raises a UserError for numbers of heads that do not divide."""
+    name = type(model).__name__
+    if model.width % model.heads:
+        raise UserError(f"{name}: width={model.width} is not a multiple of heads={model.heads}.")
+    if model.kv_heads is not None and model.heads % model.kv_heads:
+        raise UserError(f"{name}: heads={model.heads} is not a multiple of kv_heads="
+                        f"{model.kv_heads}.")
+    if model.positions == "rotary" and model.width // model.heads % 2:
+        raise UserError(f"{name}: rotary positions turn pairs, and a head has "
+                        f"{model.width // model.heads} units.")
+
+
+def empty(shape: tuple[int, ...]) -> dict[str, Array]:
+    return {"k": jnp.zeros(shape), "v": jnp.zeros(shape)}
+
+
+def embedded(module: nn.Module, name: str, vocabulary: int, width: int, deviation: float,
+             tokens: Array) -> Array:
+    """Vectors of tokens [B, T] out of a table of the module's: [B, T, width]. Those of -1 are any.
+
+    A sum over the batch is exact in float32 only, and so is the gradient of this one.
+    """
+    table = module.param(name, normal(deviation), (vocabulary, width))
+    exact = table.astype(jnp.promote_types(table.dtype, jnp.float32))
+    return exact[jnp.maximum(tokens, 0)].astype(table.dtype)
+
+
+def with_positions(module: Any, tokens: Array, places: Array) -> tuple[Array, Array]:
+    """Embeddings of tokens [B, T], and of their places [T] or [B, T] unless those are rotary; and
+    the table of tokens."""
+    sinusoidal = module.positions == "sinusoidal"
+    # Where positions are of size one, so are the tokens (Vaswani et al. 2017, section 3.4).
+    table = module.param("embedding", normal(module.width ** -0.5 if sinusoidal else 0.02),
+                         (module.vocabulary, module.width))
+    exact = jnp.promote_types(table.dtype, jnp.float32)
+    x = table.astype(exact)[jnp.maximum(tokens, 0)]
+    if module.positions == "learned":
+        known = module.param("positions", normal(0.02), (module.block, module.width))
+        x = x + known.astype(exact)[places]
+    elif sinusoidal:
+        x = x * module.width ** 0.5 + jnp.asarray(waves(module.block, module.width), exact)[places]
+    return x, table
+
+
+def waves(length: int, width: int) -> np.ndarray:
+    """Sines and cosines of wavelengths 2 pi to 20,000 pi: [length, width]."""
+    angles = np.arange(length)[:, None] / 10_000 ** (np.arange(0, width, 2) / width)
+    both = np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, -1)
+    return both[:, :width]
+
+
+def blocks(module: Any, x: Array, train: bool, places: Array, mask: Array | None,
+           cache: Any = None, *, causal: bool, crosses: bool = False, memory: Array | None = None,
+           memory_mask: Array | None = None, name: str = "block") -> tuple[Array, Any]:
+    """The blocks of a module, of its sizes: (x, cache), called within its compact method."""
+    options = dict(heads=module.heads, layers=module.layers, dropout=module.dropout,
+                   bias=module.bias, kv_heads=module.kv_heads, norm=module.norm, unit=module.unit,
+                   hidden=module.hidden, rotary=module.positions == "rotary", causal=causal,
+                   crosses=crosses)
+    block: Any = Block
+    if module.remat is not None:
+        block = nn.remat(Block, policy=REMAT[module.remat], prevent_cse=not module.scan,
+                         static_argnums=(2,))
+    if module.scan:
+        scanned = nn.scan(
+            lambda block, x, cache, *more: block(x, train, *more[:2], cache, *more[2:]),
+            length=module.layers, variable_axes={"params": 0},
+            in_axes=(0, *[nn.broadcast] * 4),  # pyright: ignore[reportArgumentType]
+            out_axes=0,
+            split_rngs={"params": True, "dropout": True})
+        return scanned(block(**options, name=f"{name}s"), x, cache, places, mask, memory,
+                       memory_mask)
+    caches = []
+    for i in range(module.layers):
+        x, after = block(**options, name=f"{name}{i + 1}")(
+            x, train, places, mask, None if cache is None else cache[i], memory, memory_mask)
+        caches.append(after)
+    return x, None if cache is None else tuple(caches)
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)); x [B, T, D]."""
+    """x + attention(norm(x)), with a memory x + attention(norm(x), memory), then x + MLP(norm(x));
+    x [B, T, D]."""
 
     heads: int
     layers: int
-    dropout: float | None
+    dropout: Any
     bias: bool
+    kv_heads: int | None = None
+    norm: Norm = "layer"
+    unit: Unit = "gelu"
+    hidden: int | None = None
+    rotary: bool = False
+    causal: bool = True
+    crosses: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
-        length, width = x.shape[1:]
-        last = 0.02 / (2 * self.layers) ** 0.5
-        y = norm(self.bias, "norm1")(x)
-        y = Dense(3 * width, 0.02, self.bias, name="query_key_value")(y)
-        q, k, v = jnp.moveaxis(y.reshape(-1, length, 3, self.heads, width // self.heads), 2, 0)
-        y = attention(q, k, v, Dropout(self.dropout), train)  # [B, T, heads, D / heads]
-        y = Dense(width, last, self.bias, name="project")(y.reshape(x.shape))
+    def __call__(self, x: Array, train: bool, places: Array | None = None,
+                 mask: Array | None = None, cache: Any = None, memory: Array | None = None,
+                 memory_mask: Array | None = None) -> tuple[Array, Any]:
+        """(x, cache).
+
+        Args:
+          x: [B, T, D].
+          train: with dropout.
+          places: of the tokens, [T] or [B, T].
+          mask: bool [B, T or 1, T], what a token sees; None for all, or all before it.
+          cache: "k" and "v" [B, kv_heads, L, D / heads], into which those of the tokens are
+            written at their places; a token then sees all up to its own.
+          memory: of another sequence, [B, S, D], to which the second attention goes; None if its
+            keys and values are in the cache.
+          memory_mask: bool [B, 1, S].
+        """
+        width, last = x.shape[-1], 0.02 / (2 * self.layers) ** 0.5
+        y = normalised(self.norm, self.bias, "norm1")(x)
+        y, cache = self.attend(y, train, places, mask, cache)
+        y = Dense(width, last, self.bias, name="project")(y)
         x = x + Dropout(self.dropout)(y, train)
-        y = norm(self.bias, "norm2")(x)
-        y = nn.gelu(Dense(4 * width, 0.02, self.bias, name="dense1")(y))
-        y = Dense(width, last, self.bias, name="dense2")(y)
-        return x + Dropout(self.dropout)(y, train)
+        if self.crosses:
+            y = normalised(self.norm, self.bias, "norm_memory")(x)
+            y, cache = self.recall(y, train, memory, memory_mask, cache)
+            y = Dense(width, last, self.bias, name="project_memory")(y)
+            x = x + Dropout(self.dropout)(y, train)
+        y = normalised(self.norm, self.bias, "norm2")(x)
+        hidden = self.hidden or 4 * width
+        y = Dense(hidden * (1 + (self.unit == "swiglu")), 0.02, self.bias, name="dense1")(y)
+        y = Dense(width, last, self.bias, name="dense2")(activated(y, self.unit))
+        return x + Dropout(self.dropout)(y, train), cache
+
+    def attend(self, y: Array, train: bool, places: Array | None, mask: Array | None,
+               cache: Any) -> tuple[Array, Any]:
+        """Attention of the tokens to each other, and to those in the cache: [B, T, D]."""
+        batch, length, width = y.shape
+        size, groups = width // self.heads, self.kv_heads or self.heads
+        y = Dense((self.heads + 2 * groups) * size, 0.02, self.bias, name="query_key_value")(y)
+        y = y.reshape(batch, length, -1, size)
+        q, k, v = jnp.split(y, (self.heads, self.heads + groups), 2)
+        if self.rotary and places is not None:
+            q, k = turned(q, places), turned(k, places)
+        causal = self.causal
+        if cache is not None and places is not None:
+            row = jnp.arange(batch)[:, None]
+            cache = {**cache, **{name: cache[name].at[row, :, places].set(
+                part.astype(cache[name].dtype), mode="drop") for name, part in
+                (("k", k), ("v", v))}}
+            k, v = (cache[name].swapaxes(1, 2).astype(y.dtype) for name in "kv")
+            mask, causal = jnp.arange(k.shape[1]) <= places[..., None], False  # [B, T, L]
+        y = attention(q, k, v, causal=causal, mask=mask, dropout=Dropout(self.dropout), train=train)
+        return y.reshape(batch, length, width), cache
+
+    def recall(self, y: Array, train: bool, memory: Array | None, mask: Array | None,
+               cache: Any) -> tuple[Array, Any]:
+        """Attention of the tokens to the memory: [B, T, D]."""
+        batch, length, width = y.shape
+        size = width // self.heads
+        q = Dense(width, 0.02, self.bias, name="query_memory")(y).reshape(batch, length, -1, size)
+        if memory is not None:
+            both = Dense(2 * width, 0.02, self.bias, name="key_value_memory")(memory)
+            k, v = jnp.split(both.reshape(batch, memory.shape[1], -1, size), 2, 2)
+            if cache is not None:
+                cache = {**cache, "memory_k": k, "memory_v": v}
+        else:
+            k, v = cache["memory_k"].astype(y.dtype), cache["memory_v"].astype(y.dtype)
+        y = attention(q, k, v, causal=False, mask=mask, dropout=Dropout(self.dropout), train=train)
+        return y.reshape(batch, length, width), cache
+
+
+def turned(x: Array, places: Array) -> Array:
+    """x [B, T, heads, D], of which each pair (i, i + D / 2) is turned by place / 10,000^(2i / D)
+    (Su et al. 2021, section 3.4.2, with the pairs as GPT-NeoX and Llama choose them)."""
+    half = x.shape[-1] // 2
+    exact = jnp.promote_types(x.dtype, jnp.float32)
+    angles = places[..., None, None] * 10_000. ** (-jnp.arange(half, dtype=exact) / half)
+    a, b = x[..., :half].astype(exact), x[..., half:].astype(exact)
+    sin, cos = jnp.sin(angles), jnp.cos(angles)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
+
+
+def activated(x: Array, unit: Unit) -> Array:
+    """The hidden units of an MLP; of "swiglu" half as many as x has."""
+    if unit == "swiglu":
+        gate, x = jnp.split(x, 2, -1)
+        return nn.silu(gate) * x
+    return nn.relu(x) if unit == "relu" else nn.gelu(x, approximate=unit == "gelu")
 
 
 class Dense(nn.Module):
@@ -137,97 +337,12 @@ class Dense(nn.Module):
         return y
 
 
-def norm(bias: bool, name: str) -> nn.LayerNorm:
-    """Layer normalisation (Ba et al. 2016) over the last axis, epsilon 1e-5, with a scale."""
+def normalised(kind: Norm, bias: bool, name: str) -> Any:
+    """Normalisation over the last axis, epsilon 1e-5, with a scale."""
+    if kind == "rms":
+        return nn.RMSNorm(epsilon=1e-5, name=name)
     return nn.LayerNorm(epsilon=1e-5, use_bias=bias, name=name)
 
 
 def normal(deviation: float) -> nn.initializers.Initializer:
     return nn.initializers.normal(deviation)
-
-
-def attention(q: Array, k: Array, v: Array, dropout: Dropout, train: bool) -> Array:
-    """Causal attention softmax(q k^T / sqrt(D)) v; q, k, v and the result [B, T, heads, D].
-
-    Vaswani et al. (2017), section 3.2.1. Scores and softmax are float32, `dropout` is applied to
-    the weights. On CPU the gradient is written out, elsewhere it is JAX's own.
-    """
-    batch, length, heads, _ = q.shape
-    if dropout.rate is not None and train:
-        factor = dropout(jnp.ones((batch * heads, length, length), q.dtype), train)
-    else:
-        factor = None
-    if jax.default_backend() == "cpu":
-        return _attend(q, k, v, factor)
-    if factor is None:
-        return jax.nn.dot_product_attention(q, k, v, is_causal=True)
-    scores = jnp.einsum("bthd,bshd->bhts", q, k,
-                        preferred_element_type=jnp.promote_types(q.dtype, jnp.float32))
-    weights = _weights(scores, q.shape[3]).astype(q.dtype)
-    return jnp.einsum("bhts,bshd->bthd", weights * factor.reshape(weights.shape), v)
-
-
-def _weights(scores: Array, width: int) -> Array:
-    """softmax(scores / sqrt(width)) over positions up to the row's own; scores [..., T, T]."""
-    allowed = jnp.tril(jnp.ones(scores.shape[-2:], bool))
-    return jax.nn.softmax(jnp.where(allowed, scores * width ** -0.5, -jnp.inf))
-
-
-# Attention on CPU, with its gradient written out for the reasons that `matmul` gives.
-
-
-@jax.custom_vjp
-def _attend(q: Array, k: Array, v: Array, factor: Array | None) -> Array:
-    return _attend_forward(q, k, v, factor)[0]
-
-
-def _attend_forward(q: Array, k: Array, v: Array, factor: Array | None) -> tuple[Array, Any]:
-    shape = q.shape
-    q, k, v = _rows(q), _rows(k), _rows(v)
-    weights = _weights(_product(q, k, 2), shape[3]).astype(q.dtype)  # [B * heads, T, T]
-    kept = weights if factor is None else weights * factor
-    y = _product(kept, v, 1).astype(q.dtype)
-    return _unrows(y, shape), (q, k, v, weights, factor)
-
-
-def _attend_backward(saved: Any, g: Array) -> tuple[Array, Array, Array, Array | None]:
-    q, k, v, weights, factor = saved
-    kept = weights if factor is None else weights * factor
-    dweights = _product(_rows(g), v, 2)
-    if factor is not None:
-        dweights *= factor
-    dscores = weights * (dweights - jnp.sum(weights * dweights, -1, keepdims=True))
-    dscores = (dscores * q.shape[2] ** -0.5).astype(q.dtype)
-    dq = _product(dscores, k, 1)
-    dk = _product(_columns(_unrows(q, g.shape)), dscores, 1)  # [B * heads, D, T]
-    dv = _product(_columns(g), kept, 1)
-    batch, length, heads, width = g.shape
-    dk, dv = (x.astype(q.dtype).reshape(batch, heads, width, length).transpose(0, 3, 1, 2)
-              for x in (dk, dv))
-    return (_unrows(dq.astype(q.dtype), g.shape), dk, dv,
-            None if factor is None else jnp.zeros_like(factor))
-
-
-def _rows(x: Array) -> Array:
-    """[B, T, heads, D] as [B * heads, T, D]."""
-    return x.transpose(0, 2, 1, 3).reshape(-1, x.shape[1], x.shape[3])
-
-
-def _unrows(x: Array, shape: tuple[int, ...]) -> Array:
-    batch, length, heads, width = shape
-    return x.reshape(batch, heads, length, width).swapaxes(1, 2)
-
-
-def _columns(x: Array) -> Array:
-    """[B, T, heads, D] as [B * heads, D, T]."""
-    return x.transpose(0, 2, 3, 1).reshape(-1, x.shape[3], x.shape[1])
-
-
-def _product(a: Array, b: Array, axis: int) -> Array:
-    """Contracts the last axis of a with that axis of b, the first being common, in float32."""
-    y = lax.dot_general(a, b, (((2,), (axis,)), ((0,), (0,))),
-                        preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
-    return lax.optimization_barrier(y)  # as in `matmul.contract`
-
-
-_attend.defvjp(_attend_forward, _attend_backward)

@@ -1,0 +1,87 @@
+"""Language models: the probability of each token, given those before it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxdl.evaluate import Context, Evaluate
+from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
+
+Array = jax.Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageModel(LossTask):
+    """Cross-entropy of the next token, in nats, and how often it is the likeliest one.
+
+    A batch has "tokens" and "next", int32 [B, T], "mask" [B], and perhaps "segment" [B, T], the
+    document of each token. A next token of -1 does not count; the means are over all tokens that
+    do, not over rows.
+
+    Attributes:
+      model: called as model(tokens, train, segment=...), returns logits [B, T, vocabulary].
+    """
+
+    model: nn.Module
+
+    causal: ClassVar[bool] = True
+    target_fields: ClassVar[tuple[str, ...]] = ("next",)
+
+    def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
+             train: bool) -> tuple[Mean, Aux]:
+        logits, mutable = self.apply(self.model, variables, batch["tokens"], key=key, train=train,
+                                     **named_inputs(batch))
+        return counted(logits, batch["next"], batch["mask"], mutable)
+
+    def logits(self, state: TrainState, batch: Batch) -> Array:
+        """Of the evaluated parameters: [B, T, vocabulary]."""
+        return self.apply(self.model, self.variables(state), batch["tokens"], key=state.key,
+                          train=False, **named_inputs(batch))[0]
+
+    def initial_loss(self, batch: Batch) -> Array:
+        """Of a model for which all tokens are equally likely."""
+        return jnp.log(float(self.model.vocabulary))  # type: ignore[attr-defined]
+
+
+def named_inputs(batch: Batch) -> dict[str, Any]:
+    """What a model is given beside the tokens, where a batch has it."""
+    return {"segment": batch["segment"]} if "segment" in batch else {}
+
+
+def counted(logits: Array, target: Array, mask: Array, mutable: Any) -> tuple[Mean, Aux]:
+    """(mean cross-entropy, accuracy beside it) over the tokens that count: target [B, T] is not
+    negative, and mask [B] is set."""
+    kept = (target >= 0) & (mask > 0)[:, None]
+    index = jnp.where(kept, target, 0)
+    logits = jnp.where(kept[..., None], logits, 0)  # NaN of a masked example reaches no gradient
+    vocabulary = logits.shape[-1]
+    own = jnp.take_along_axis(logits, jnp.minimum(index, vocabulary - 1)[..., None], -1)[..., 0]
+    losses = jax.nn.logsumexp(logits, -1) - own
+    # A token that the model does not have has no loss: NaN, which ends the run.
+    losses = jnp.where(index < vocabulary, losses, jnp.nan)
+    weights = kept * mask[:, None]
+    return Mean.of(losses, weights), Aux(mutable=mutable, metrics={
+        "accuracy": Mean.of(logits.argmax(-1) == index, weights)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity(Evaluate):
+    """The task's metrics over a split, and what they mean for its text.
+
+    `perplexity` is exp(loss). `bits_per_character` is the code length of the whole split, total /
+    log 2, divided by the characters that it stands for: it compares models with different
+    tokenizers. A split whose source does not tell `characters` has none.
+    """
+
+    def finish(self, sums: Any, context: Context) -> Mapping[str, float]:
+        found = dict(super().finish(sums, context))
+        found["perplexity"] = math.exp(min(found["loss"], 700.))
+        characters = getattr(context.source(self.split), "characters", None)
+        if characters:
+            found["bits_per_character"] = float(sums["loss"].total) / math.log(2) / characters
+        return found

@@ -1,0 +1,100 @@
+"""The task of a language model: what counts, packing, perplexity, and what does not fit."""
+
+import dataclasses
+import json
+import math
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdl import record
+from jaxdl.data.text import TextFile
+from jaxdl.data.tokenizers import FILE, load
+from jaxdl.errors import UserError
+from jaxdl.experiment import Experiment
+from jaxdl.models.rnn import RNN
+from jaxdl.models.transformer import Transformer
+from jaxdl.optimizer import Adam, Constant
+from jaxdl.tasks.language import LanguageModel, Perplexity
+from jaxdl.train import fit, splits
+
+GPT = Transformer(vocabulary=9, layers=2, width=16, heads=2, block=8)
+
+
+def batch(tokens, following, **more):
+    tokens = jnp.asarray(tokens)
+    return {"tokens": tokens, "next": jnp.asarray(following), "mask": jnp.ones(len(tokens)),
+            **{k: jnp.asarray(v) for k, v in more.items()}}
+
+
+def test_means_are_over_tokens_that_count():
+    task = LanguageModel(model=GPT)
+    full = batch([[1, 2, 3], [4, 5, -1]], [[2, 3, 4], [5, -1, -1]])
+    state = task.init(jax.random.key(0), full, optax.sgd(1.))
+    found = task.evaluate(state, full)
+    log_p = jax.nn.log_softmax(GPT.apply({"params": state.params}, full["tokens"], False))
+    expected = -sum(float(log_p[b, t, x]) for b, t, x in ((0, 0, 2), (0, 1, 3), (0, 2, 4),
+                                                         (1, 0, 5)))
+    assert int(found["loss"].count) == 4
+    np.testing.assert_allclose(found["loss"].total, expected, rtol=1e-5)
+    half = task.evaluate(state, {**full, "mask": jnp.array([0., 1.])})
+    assert int(half["loss"].count) == 1 and int(half["accuracy"].count) == 1
+
+
+def test_a_token_that_the_model_does_not_have_ends_the_run():
+    task = LanguageModel(model=GPT)
+    state = task.init(jax.random.key(0), batch([[1]], [[2]]), optax.sgd(1.))
+    assert np.isnan(task.evaluate(state, batch([[1, 2]], [[2, 9]]))["loss"].total)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary", "sinusoidal"])
+def test_packed_documents_do_not_see_each_other(positions):
+    """Logits of documents packed into a row are those of the documents alone."""
+    model = GPT.clone(positions=positions)
+    task = LanguageModel(model=model)
+    row = batch([[1, 2, 3, 4, 5, 6]], [[2, 3, 4, 5, 6, 7]], segment=[[0, 0, 1, 1, 1, 2]])
+    state = task.init(jax.random.key(0), row, optax.sgd(1.))
+    state = dataclasses.replace(state, params=jax.tree.map(lambda x: 5 * x, state.params))
+    found = task.logits(state, row)[0]
+    for part in (slice(0, 2), slice(2, 5), slice(5, 6)):
+        alone = model.apply({"params": state.params}, row["tokens"][:, part], False)[0]
+        chex.assert_trees_all_close(found[part], alone, atol=1e-5)
+    other = task.logits(state, {k: v for k, v in row.items() if k != "segment"})[0]
+    assert np.abs(other[2:] - found[2:]).max() > 0.1
+
+
+TEXT = "the quick brown fox jumps over the lazy dog, and again " * 40
+
+
+def experiment(tmp_path, model, **changes):
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT)
+    return Experiment(
+        task=LanguageModel(model=model), data=TextFile(path=str(path), block=16, **changes),
+        optimizer=Adam(learning_rate=Constant(peak=1e-2)), evals={"test": Perplexity(every=60)},
+        steps=60, batch_size=16, log_every=60)
+
+
+def test_a_recurrent_network_learns_a_text(tmp_path, capsys):
+    made = experiment(tmp_path, RNN(vocabulary=28, width=32, embedding=16))
+    run = record.Run(tmp_path / "run", record.Recorded("x", {}, None, None, ""), overrides={})
+    progress = fit(made, run)
+    found = progress.results
+    assert found["test/accuracy"] > 0.7
+    np.testing.assert_allclose(found["test/perplexity"], math.exp(found["test/loss"]), rtol=1e-6)
+    np.testing.assert_allclose(found["test/bits_per_character"],  # a token is a character
+                               found["test/loss"] / math.log(2), rtol=1e-5)
+    kept = load(tmp_path / "run" / FILE)
+    assert kept == made.data.content.tokenizer
+    assert json.loads((tmp_path / "run" / FILE).read_text())["kind"] == "characters"
+
+
+def test_a_model_that_lacks_tokens_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"^task.model.vocabulary=27: the tokenizer of TextFile has "
+                       "28 tokens; expected at least so many.$"):
+        splits(experiment(tmp_path, GPT.clone(vocabulary=27)))
+    splits(experiment(tmp_path, GPT.clone(vocabulary=32)))
