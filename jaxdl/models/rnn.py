@@ -141,11 +141,10 @@ class Layer(nn.Module):
             from_h = jnp.pad(new[:, inputs:], ((0, 0), (inputs, 0)))
             kernel = jnp.concatenate([kernel[:2 * self.width], from_x, from_h])
             bias = jnp.concatenate([bias, own])
-        if before is None:
-            before = zeros(self.cell, 1, 1, len(x), self.width)[0][0]
+        state: State = before or zeros(self.cell, 1, 1, len(x), self.width)[0][0]
         # A sum over time, which is what the cell of an LSTM is, wants float32.
         exact = jnp.promote_types(x.dtype, jnp.float32)
-        h, *cells = (jnp.transpose(s) for s in before)
+        h, *cells = (s.T for s in state)
         outputs, last = recurrence.recur(
             getattr(recurrence, self.cell), kernel, bias, x.transpose(1, 2, 0),
             (h.astype(x.dtype), *(c.astype(exact) for c in cells)),
