@@ -145,7 +145,8 @@ class Layer(nn.Module):
         # A sum over time, which is what the cell of an LSTM is, wants float32.
         exact = jnp.promote_types(x.dtype, jnp.float32)
         h, *cells = (s.T for s in state)
-        outputs, last = recurrence.recur(
+        recur: Any = recurrence.recur
+        outputs, last = recur(
             getattr(recurrence, self.cell), kernel, bias, x.transpose(1, 2, 0),
             (h.astype(x.dtype), *(c.astype(exact) for c in cells)),
             None if valid is None else valid.T[:, None])
