@@ -92,14 +92,27 @@ class EvaluateOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
-    """Which pictures to predict, by which checkpoint, and where to write what is said of them.
+    """Which pictures to predict, by which checkpoint, and where to write what is said of them; or
+    which text to go on with.
 
     Attributes:
       input: files, and folders that are searched through; several, as --input A B C.
       workdir: the run directory, if --experiment names something else.
       step: "best", "last" or the number of a checkpoint; None: the best, if the run has one.
-      output: a new folder to write into. None makes RUN/predictions/DATE_TIME.
+      output: of pictures: a new folder to write into; None makes RUN/predictions/DATE_TIME. Of
+        text: a new file; None only shows it.
       top: how many labels of a file to tell, the likeliest first.
+      prompt: of text: what to go on with; given several times, each by itself.
+      tokens: how many to add at most.
+      samples: texts for each prompt.
+      temperature: of the distribution that a token is drawn from; 0 takes the likeliest one.
+      top_k: draws from the k likeliest tokens.
+      top_p: draws from the likeliest tokens whose probabilities together reach p.
+      min_p: draws from tokens at least min_p times as likely as the likeliest.
+      repetition_penalty: by which the logits of tokens that are there already are divided.
+      beams: searches for the likeliest texts with so many beams, in place of drawing.
+      length_penalty: of that search: scores are divided by ((5 + length) / 6) ^ length_penalty.
+      seed: another number, other texts.
     """
 
     input: tuple[str, ...] = ()
@@ -107,6 +120,17 @@ class PredictOptions:
     step: str | None = None
     output: str | None = None
     top: config.Size = 5
+    prompt: tuple[str, ...] = ()
+    tokens: config.Size = 200
+    samples: config.Size = 1
+    temperature: config.NonNegative = 0.8
+    top_k: config.Size | None = None
+    top_p: config.Fraction | None = None
+    min_p: config.Fraction | None = None
+    repetition_penalty: Annotated[float, config.Between(1e-6)] | None = None
+    beams: config.Size | None = None
+    length_penalty: config.NonNegative = 0.6
+    seed: Annotated[int, config.Between(0, 2 ** 32 - 1)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -399,9 +423,9 @@ def evaluate(command: Command) -> int:
     return 0
 
 
-def of_run(command: Command) -> "tuple[Experiment, Path]":
-    """(experiment, folder) of the run that a command names, its data made sure of; says what stood
-    in, and whether the data has changed."""
+def of_run(command: Command, *, with_data: bool = True) -> "tuple[Experiment, Path]":
+    """(experiment, folder) of the run that a command names; says what stood in. Unless it is asked
+    for without, its data is made sure of, and told if it has changed."""
     from jaxdl import display, distributed, record
 
     options, folder = command.options, command.run
@@ -416,6 +440,8 @@ def of_run(command: Command) -> "tuple[Experiment, Path]":
     experiment = config.replace(rebuilt(old, folder, command.modules), command.typed)
     if old.stand_in:
         display.announce(old.stand_in, "The run was trained on it.")
+    if not with_data:
+        return experiment, folder
     distributed.leader_first(experiment.data.prepare)
     if old.fingerprint not in (None, found := experiment.data.fingerprint()):
         display.console.print("warning: the data has changed since "
@@ -424,10 +450,10 @@ def of_run(command: Command) -> "tuple[Experiment, Path]":
 
 
 def predict(command: Command) -> int:
-    """Says what the network of a run makes of pictures."""
-    from jaxdl import predict
+    """Says what the network of a run makes of pictures, or goes on with a text."""
+    from jaxdl import predict, prompt
 
-    return predict.run(command)
+    return (prompt if command.options.prompt else predict).run(command)
 
 
 def export(command: Command) -> int:
@@ -501,7 +527,8 @@ class Mode:
 MODES = {
     "train": Mode(train, TrainOptions, "train an experiment or continue a run (the default)"),
     "evaluate": Mode(evaluate, EvaluateOptions, "print the metrics of a run's checkpoint"),
-    "predict": Mode(predict, PredictOptions, "label pictures of your own by a run's checkpoint"),
+    "predict": Mode(predict, PredictOptions,
+                    "label pictures by a run's checkpoint, or go on with a text"),
     "export": Mode(export, ExportOptions,
                    "write the network of a run as one file that runs without jaxdl"),
     "sweep": Mode(sweep, SweepOptions,
@@ -597,7 +624,7 @@ def _main(args: list[str]) -> int:
     if mode in ("show", "verify-resume"):  # They are no processes of a run.
         return MODES[mode].run(parse(mode, target, rest))
     if mode == "predict":
-        rest = _several(_each(rest, "input"), "input")
+        rest = _several(_several(_each(rest, "input"), "input"), "prompt")
     for name in ("over", "slurm") if mode == "sweep" else ():
         rest = _several(rest, name)
     with leaving_at_once() if mode in ("train", "sweep") else contextlib.nullcontext():

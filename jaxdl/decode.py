@@ -261,17 +261,16 @@ def mapped(function: Callable[[Array, int], Array], cache: Any, axes: Any) -> An
 # Of a language model.
 
 
-@dataclass(frozen=True)
 class Continues:
     """A language model's prompts and steps.
 
-    Attributes:
+    Args:
       model: a Linen module called as model(tokens, train, cache), with `start(rows, length)`.
       variables: of it.
     """
 
-    model: Any
-    variables: Mapping[str, Any]
+    def __init__(self, model: Any, variables: Mapping[str, Any]) -> None:
+        self.model, self.variables = model, variables
 
     def prompted(self, prompt: Array, length: int) -> tuple[Array, Any]:
         """(logits [B, V], cache) after a prompt [B, P], whose rows are filled up with -1 at the end

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import re
+import shutil
 
 import chex
 import jax
@@ -11,9 +13,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import record
+from jaxdl import cli, config, record
 from jaxdl.data.text import TextFile
-from jaxdl.data.tokenizers import FILE, load
+from jaxdl.data.tokenizers import FILE, Bytes, load, saved
 from jaxdl.errors import UserError
 from jaxdl.experiment import Experiment
 from jaxdl.models.rnn import RNN
@@ -98,3 +100,95 @@ def test_a_model_that_lacks_tokens_is_refused(tmp_path):
                        "28 tokens; expected at least so many.$"):
         splits(experiment(tmp_path, GPT.clone(vocabulary=27)))
     splits(experiment(tmp_path, GPT.clone(vocabulary=32)))
+
+
+# predict --prompt.
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A GPT that knows TEXT, with its data gone."""
+    folder = tmp_path_factory.mktemp("prompt")
+    made = experiment(folder, GPT.clone(vocabulary=28, width=32, block=16))
+    recorded = record.Recorded("x", config.to_json(made), None, None, "")
+    fit(made, record.Run(folder / "run", recorded, overrides={}))
+    (folder / "text.txt").unlink()
+    return folder / "run"
+
+
+def asked(run, capsys, *options):
+    """What `predict` prints of a run, without its first line, which names the checkpoint."""
+    capsys.readouterr()
+    code = cli.main(["predict", f"--experiment={run}", *options])
+    assert code == 0, capsys.readouterr().err
+    first, _, text = capsys.readouterr().out.partition("\n")
+    assert "step 60" in first
+    return text
+
+
+def test_a_run_goes_on_with_a_prompt(run, capsys):
+    """Beyond what it sees at once, too: it goes on from the last half of that."""
+    text = asked(run, capsys, "--prompt=the quick ", "--tokens=60", "--temperature=0")
+    assert len(text) == len("the quick ") + 60 + 1
+    assert text.startswith("the quick brown fox jumps over the lazy ")
+
+
+def test_texts_that_are_drawn(run, capsys):
+    """The same seed draws the same text; another one another; each text of several is what it
+    would be alone, but for its key."""
+    hot = ["--prompt=the ", "--tokens=30", "--temperature=3"]
+    one = asked(run, capsys, *hot)
+    assert one == asked(run, capsys, *hot) != asked(run, capsys, *hot, "--seed=1")
+    both = asked(run, capsys, *hot, "--prompt=lazy dog", "--samples=2")
+    assert one.strip() in both and both.count("\nlazy dog") == 2 and "4 of 4" in both
+    likeliest = asked(run, capsys, *hot, "--top_k=1")
+    assert likeliest == asked(run, capsys, *hot[:2], "--temperature=0")
+    assert likeliest == asked(run, capsys, *hot, "--min_p=1")
+    assert likeliest == asked(run, capsys, *hot, "--top_p=0")
+
+
+def test_a_search_and_a_file(run, capsys, tmp_path):
+    text = asked(run, capsys, "--prompt=the q", "--tokens=9", "--beams=4", "--samples=3")
+    assert text.count("log p") == 3 and "the quick brow" in text
+    path = tmp_path / "out.txt"
+    shown = asked(run, capsys, "--prompt=the q", "--tokens=9", "--temperature=0",
+                  f"--output={path}")
+    assert path.read_text() == "the quick brow\n" and "written" in shown
+    assert cli.main(["predict", f"--experiment={run}", "--prompt=a", f"--output={path}"]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_long_prompt_is_cut(run, capsys):
+    """The network sees 16 tokens: of the prompt its last 15."""
+    text = asked(run, capsys, f"--prompt={TEXT[:100]}", "--tokens=8", "--temperature=0")
+    assert "warning: the prompt has 100 tokens" in text and "its beginning is forgotten" in text
+    assert TEXT[:100] in text
+
+
+@pytest.mark.parametrize("options,said", [
+    (["--prompt=Überall"], r"--prompt='Überall': 'Ü', character 1 of 'Überall': none of the 28 of"),
+    (["--prompt="], "expected at least one character"),
+    (["--prompt=a", "--input=x.png"], "--prompt and --input exclude each other"),
+    (["--prompt=a", "--beams=2", "--samples=3"], "finds at most so many"),
+    (["--prompt=a", "--beams=2"], "more than the 16 that the network sees at once"),
+    (["--prompt=a", "--temperature=-1"], "temperature"),
+    (["--prompt=a", "--top_q=0.5"], "Did you mean '?--top_"),
+])
+def test_what_cannot_be_asked(run, capsys, options, said):
+    assert cli.main(["predict", f"--experiment={run}", *options]) == 2
+    error = capsys.readouterr().err.strip()
+    assert re.search(said, error) and "\n" not in error, error
+
+
+def test_a_tokenizer_that_is_of_another_network(run, capsys, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    (other / FILE).write_bytes(saved(Bytes().fit([""])))
+    assert cli.main(["predict", f"--experiment={other}", "--prompt=a"]) == 2
+    assert "a tokenizer of 256 tokens, and the network knows 28" in capsys.readouterr().err
+    (other / FILE).write_text("{")
+    assert cli.main(["predict", f"--experiment={other}", "--prompt=a"]) == 2
+    assert "not a tokenizer" in capsys.readouterr().err
+    (other / FILE).unlink()
+    assert cli.main(["predict", f"--experiment={other}", "--prompt=a"]) == 2
+    assert f"holds no {FILE}" in capsys.readouterr().err

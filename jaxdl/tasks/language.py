@@ -8,7 +8,12 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxdl.data.text import END
+from jaxdl.data.tokenizers import Tokenizer
+from jaxdl.decode import Continues
+from jaxdl.errors import UserError
 from jaxdl.evaluate import Context, Evaluate
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 
@@ -43,9 +48,38 @@ class LanguageModel(LossTask):
         return self.apply(self.model, self.variables(state), batch["tokens"], key=state.key,
                           train=False, **named_inputs(batch))[0]
 
+    def generator(self, variables: Any, tokenizer: Tokenizer) -> "GoesOn":
+        """What goes on with a text."""
+        return GoesOn(self.model, variables, tokenizer)
+
     def initial_loss(self, batch: Batch) -> Array:
         """Of a model for which all tokens are equally likely."""
         return jnp.log(float(self.model.vocabulary))  # type: ignore[attr-defined]
+
+
+class GoesOn(Continues):
+    """A language model goes on with a text. Where it was trained on many texts, each between two
+    "<end>", a prompt begins one, and such a token ends it.
+
+    Args:
+      model: of the task.
+      variables: of the model.
+      tokenizer: of the run.
+    """
+
+    def __init__(self, model: Any, variables: Any, tokenizer: Tokenizer) -> None:
+        super().__init__(model, variables)
+        self.tokenizer, self.limit = tokenizer, getattr(model, "block", None)
+        self.stop = tuple(i for i, name in enumerate(tokenizer.special) if name == END)
+
+    def encode(self, text: str) -> np.ndarray:
+        tokens = np.concatenate([np.array(self.stop, np.int32), self.tokenizer.encode(text)])
+        if not len(tokens):
+            raise UserError("expected at least one character to go on from.")
+        return tokens
+
+    def decode(self, prompt: str, tokens: np.ndarray) -> str:
+        return prompt + self.tokenizer.decode(tokens)
 
 
 def named_inputs(batch: Batch) -> dict[str, Any]:
