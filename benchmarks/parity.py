@@ -72,7 +72,7 @@ def compared(name: str, python: str, folder: Path) -> tuple[int, float, float, s
     image, expected = example["image"], example["output"]
     abstract = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))
     wanted = {p: x.shape for p, x in named(abstract).items()}
-    _, found = weights.stored(path, model, wanted)
+    _, found, _ = weights.stored(path, model, wanted)
     if set(found) != set(wanted):
         raise SystemExit(f"{name}: {sorted(set(found) ^ set(wanted))[:5]} are in one of them only")
     wrong = [p for p in wanted if tuple(found[p][1]) != wanted[p]]

@@ -51,8 +51,10 @@ def overlay(state: Any, init: "InitFrom", task: Any) -> tuple[Any, str]:
     try:
         if published:
             shapes = {p: list(target[place].shape) for p, place in places.items()}
-            origin, stored = distributed.by_leader(
-                lambda: weights.stored(run, getattr(task, "model", None), shapes))
+            model = getattr(task, "model", None)
+            origin, stored, library = distributed.by_leader(
+                lambda: weights.stored(run, model, shapes))
+            layout = weights.of_model(model)[library]
         else:
             number, stored = distributed.by_leader(lambda: parameters(run, init.step))
             origin = f"step {number} of {run}"
@@ -103,7 +105,7 @@ def overlay(state: Any, init: "InitFrom", task: Any) -> tuple[Any, str]:
         old = target[place]
         x = others[path] if path in added else found[stored[path][0]]
         if published and path not in added:
-            x = weights.from_torch(path, x, old.shape)
+            x = weights.from_torch(path, x, old.shape, layout)
         taken[place] = distributed.put(x.astype(old.dtype), old.sharding)
         average = "ema/" + place.removeprefix("params/")
         if average in target:

@@ -9,6 +9,7 @@ Neither runs code.
 
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,27 @@ PICKLED = ".pth", ".pt", ".bin", ".ckpt"
 
 Rename = Callable[[str], str]
 
+
+@dataclass(frozen=True)
+class Published:
+    """How a library names variables, where the names alone do not say enough.
+
+    Attributes:
+      rename: the name of a variable there.
+      as_here: kernels are kept as [in, out], as Linen has them.
+      prefix: that all names of a file may begin with.
+      ignored: regex of what a file may hold besides parameters, without that prefix.
+    """
+
+    rename: Rename
+    as_here: bool = False
+    prefix: str = ""
+    ignored: str = "$^"
+
+    def __call__(self, name: str) -> str:
+        return self.rename(name)
+
+
 LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 COUNTERS = "num_batches_tracked"  # of PyTorch's batch norms, which need none here
 
@@ -31,28 +53,32 @@ def dotted(path: str) -> str:
     return ".".join([*modules, LEAVES.get(leaf, leaf)])
 
 
-def shape_here(path: str, shape: Sequence[int], wanted: Sequence[int]) -> list[int]:
+def shape_here(path: str, shape: Sequence[int], wanted: Sequence[int],
+               rename: Rename | None = None) -> list[int]:
     """The shape that an array of PyTorch's has here, where `wanted` is expected: dimensions of one
     may differ."""
-    found = [shape[i] for i in _axes(path, len(shape))]
+    found = [shape[i] for i in _axes(path, len(shape), rename)]
     same = [n for n in found if n != 1] == [n for n in wanted if n != 1]
     return list(wanted) if same else found
 
 
-def from_torch(path: str, x: np.ndarray, wanted: Sequence[int]) -> np.ndarray:
+def from_torch(path: str, x: np.ndarray, wanted: Sequence[int],
+               rename: Rename | None = None) -> np.ndarray:
     """An array as PyTorch keeps it, as Linen does."""
-    return x.transpose(_axes(path, x.ndim)).reshape(wanted)
+    return x.transpose(_axes(path, x.ndim, rename)).reshape(wanted)
 
 
-def to_torch(path: str, x: np.ndarray) -> np.ndarray:
+def to_torch(path: str, x: np.ndarray, rename: Rename | None = None) -> np.ndarray:
     """The reverse of `from_torch`."""
-    axes = _axes(path, x.ndim)
+    axes = _axes(path, x.ndim, rename)
     return np.ascontiguousarray(x.transpose(np.argsort(axes)))
 
 
-def _axes(path: str, dimensions: int) -> list[int]:
+def _axes(path: str, dimensions: int, rename: Rename | None) -> list[int]:
     """Of an array of PyTorch's, in the order that they have here."""
     order = list(range(dimensions))
+    if getattr(rename, "as_here", False):
+        return order
     return [*order[2:], *order[1::-1]] if path.endswith("/kernel") and dimensions > 1 else order
 
 
@@ -108,23 +134,33 @@ def _unpickled(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from error
 
 
-def stored(path: Path, model: Any,
-           wanted: Mapping[str, Sequence[int]]) -> tuple[str, dict[str, tuple[str, list[int]]]]:
-    """(what the file is, {path here: (name in the file, shape here)}), under the names of the
-    library that it has most of. What a model does not have keeps its name in the file.
+Stored = tuple[str, dict[str, tuple[str, list[int]]], str]
+
+
+def stored(path: Path, model: Any, wanted: Mapping[str, Sequence[int]]) -> Stored:
+    """(what the file is, {path here: (name in the file, shape here)}, the library), by the library
+    that has most of the file's names and shapes. What a model does not have keeps its name there.
 
     Args:
       path: of the file.
       model: that has `published`.
       wanted: {path: shape} of its variables.
     """
-    inside = shapes(path)
-    found = {library: names(list(wanted), rename) for library, rename in of_model(model).items()}
-    library = max(found, key=lambda name: len(inside.keys() & set(found[name].values())))
-    here = {name: p for p, name in found[library].items()}
-    return f"{path} ({library}'s names)", {
-        here.get(name, name): (name, shape_here(here[name], shape, wanted[here[name]])
-                               if name in here else shape) for name, shape in inside.items()}
+    inside, best = shapes(path), (-1, -1)
+    found: Stored | None = None
+    for library, rename in of_model(model).items():
+        for prefix in dict.fromkeys(("", getattr(rename, "prefix", ""))):
+            here = {prefix + name: p for p, name in names(list(wanted), rename).items()}
+            kept = {here.get(name, name): (name, shape_here(here[name], shape, wanted[here[name]],
+                                                            rename) if name in here else shape)
+                    for name, shape in inside.items() if not re.fullmatch(
+                        getattr(rename, "ignored", "$^"), name.removeprefix(prefix))}
+            fits = (len(inside.keys() & here.keys()),
+                    sum(p in kept and kept[p][1] == list(wanted[p]) for p in wanted))
+            if fits > best:
+                best, found = fits, (f"{path} ({library}'s names)", kept, library)
+    assert found is not None
+    return found
 
 
 def explain(path: Path, found: Mapping[str, tuple[str, list[int]]], places: Mapping[str, str],
@@ -232,7 +268,7 @@ def write(path: Path, variables: Mapping[str, np.ndarray], rename: Rename,
       about: text for the file's header.
     """
     called = names(list(variables), rename)
-    save(path, {called[p]: to_torch(p, np.asarray(x)) for p, x in variables.items()},
+    save(path, {called[p]: to_torch(p, np.asarray(x), rename) for p, x in variables.items()},
          {**about, "format": "pt"})
 
 

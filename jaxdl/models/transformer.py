@@ -1,5 +1,7 @@
 """Transformers: the block that all of them share, and the decoder-only language model."""
 
+import re
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
@@ -13,11 +15,27 @@ from jaxdl.errors import UserError
 from jaxdl.layers import Dropout
 from jaxdl.matmul import matmul
 from jaxdl.task import REMAT, Remat
+from jaxdl.weights import Published
 
 Array = jax.Array
 Positions = Literal["learned", "sinusoidal", "rotary"]
 Norm = Literal["layer", "rms"]
 Unit = Literal["gelu", "gelu_exact", "relu", "swiglu"]
+
+
+def gpt2(name: str) -> str:
+    """The name of a variable in OpenAI's GPT-2, as it is published."""
+    name = re.sub(r"^block(\d+)\.", lambda m: f"h.{int(m[1]) - 1}.", name)
+    for ours, theirs in ((".norm1.", ".ln_1."), (".norm2.", ".ln_2."), (".project.",
+                          ".attn.c_proj."), (".query_key_value.", ".attn.c_attn."),
+                         (".dense1.", ".mlp.c_fc."), (".dense2.", ".mlp.c_proj.")):
+        name = name.replace(ours, theirs)
+    return {"embedding": "wte.weight", "positions": "wpe.weight"}.get(
+        name, re.sub(r"^norm\.", "ln_f.", re.sub(r"^head\.", "lm_head.", name)))
+
+
+# The causal mask, and the head, which is the table of tokens once more.
+BUFFERS = r"h\.\d+\.attn\.(bias|masked_bias)|(transformer\.)?lm_head\.weight"
 
 
 class Transformer(nn.Module):
@@ -74,6 +92,18 @@ class Transformer(nn.Module):
     remat: Remat | None = None
 
     bfloat16_on_cpu: ClassVar[bool] = True
+
+    @property
+    def published(self) -> dict[str, Callable[[str], str]]:
+        """Names of GPT-2's weights, for a model of its form, and as nanoGPT keeps them."""
+        of_gpt2 = (self.positions == "learned" and self.norm == "layer" and self.unit == "gelu"
+                   and self.kv_heads is None and not self.scan)
+        if not of_gpt2:
+            return {}
+        ignored = BUFFERS if self.tied else BUFFERS.partition("|(tr")[0]
+        return {"gpt2": Published(gpt2, as_here=True, prefix="transformer.", ignored=ignored),
+                "nanogpt": Published(lambda name: "transformer." * (not name.startswith("head"))
+                                     + gpt2(name), ignored=f"(transformer\\.)?({ignored})")}
 
     def __post_init__(self) -> None:
         super().__post_init__()
