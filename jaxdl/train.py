@@ -126,7 +126,8 @@ class Program:
         shardings = jax.tree.map(lambda x: x.sharding, self.target)
         self.fused = self._fused()
         self.step = jax.jit(
-            once(self._each if self.fused == 1 else self._steps, "the step", OPERANDS),
+            once(self._each if self.fused == 1 else self._steps, "the step", OPERANDS,
+                 getattr(source, "shapes", 1)),
             donate_argnums=0,
             out_shardings=shardings, in_shardings=(
                 shardings, devices.replicated, devices.replicated,

@@ -87,17 +87,19 @@ def ahead(source: Source, plan: Plan, rows: np.ndarray | None = None,
         yield from map(plan.at, range(len(plan)))
         return
     wait_for = (lambda: None) if distributed.several() else poll
-    expected: dict[str, Any] = {}
+    shapes, expected = getattr(source, "shapes", 1), list[dict[str, Any]]()
     with contextlib.closing(in_order(lambda i: _read(source, plan.at(i)), len(plan),
                                      wait_for)) as batches:
         for batch in batches:
             kinds = {name: (x.dtype, x.shape[1:]) for name, x in batch.items()}
-            expected = expected or kinds
-            if kinds != expected:
-                name = next(n for n in {**expected, **kinds} if expected.get(n) != kinds.get(n))
-                raise UserError(f"data: the examples {_ids(batch['index'])}: {name!r} is "
-                                f"{_kind(kinds.get(name))}, and {_kind(expected.get(name))} in "
-                                "those before.")
+            if kinds not in expected:
+                if len(expected) >= shapes:
+                    old = expected[-1]
+                    name = next(n for n in {**old, **kinds} if old.get(n) != kinds.get(n))
+                    raise UserError(f"data: the examples {_ids(batch['index'])}: {name!r} is "
+                                    f"{_kind(kinds.get(name))}, and {_kind(old.get(name))} in "
+                                    "those before.")
+                expected.append(kinds)
             yield batch
 
 

@@ -29,6 +29,9 @@ class Source(Protocol):
       size: how many examples it has.
       arrays: arrays that live on the device, from which `read` gathers inside the compiled step;
         None when `read` runs on the host.
+
+    A source whose batches have several shapes says how many, as `shapes`: the step is compiled for
+    each. An id must then tell the shape of its batch too.
     """
 
     @property

@@ -148,12 +148,13 @@ class Transformer(nn.Module):
             begins = jnp.pad(segment[:, 1:] != segment[:, :-1], ((0, 0), (1, 0)))
             places = places - jax.lax.cummax(jnp.where(begins, places, 0), axis=1)
             mask = segment[:, :, None] == segment[:, None]
-        x, table = with_positions(self, tokens, places)
-        x = Dropout(self.dropout)(x, train)  # [B, T, D]
+        known = tables(self)
+        x = Dropout(self.dropout)(placed(self, known, tokens, places), train)  # [B, T, D]
         x, layers = blocks(self, x, train, places, mask, None if cache is None
                            else cache["layers"], causal=True)
         x = normalised(self.norm, self.bias, "norm")(x)
         if self.tied:
+            table = known[0]
             logits = matmul(x.astype(table.dtype), table, transposed=True)  # [B, T, V]
         else:
             logits = Dense(self.vocabulary, 0.02, bias=False, name="head")(x)
@@ -190,21 +191,30 @@ def embedded(module: nn.Module, name: str, vocabulary: int, width: int, deviatio
     return exact[jnp.maximum(tokens, 0)].astype(table.dtype)
 
 
-def with_positions(module: Any, tokens: Array, places: Array) -> tuple[Array, Array]:
-    """Embeddings of tokens [B, T], and of their places [T] or [B, T] unless those are rotary; and
-    the table of tokens."""
-    sinusoidal = module.positions == "sinusoidal"
+def tables(module: Any) -> tuple[Array, Array | None]:
+    """The parameters of a module that stand for tokens, and for places where those are learned."""
     # Where positions are of size one, so are the tokens (Vaswani et al. 2017, section 3.4).
-    table = module.param("embedding", normal(module.width ** -0.5 if sinusoidal else 0.02),
-                         (module.vocabulary, module.width))
+    deviation = module.width ** -0.5 if module.positions == "sinusoidal" else 0.02
+    tokens = module.param("embedding", normal(deviation), (module.vocabulary, module.width))
+    if module.positions != "learned":
+        return tokens, None
+    return tokens, module.param("positions", normal(0.02), (module.block, module.width))
+
+
+def placed(module: Any, known: tuple[Array, Array | None], tokens: Array, places: Array) -> Array:
+    """Embeddings of tokens [B, T], and of their places [T] or [B, T] unless those are rotary.
+
+    A sum over the batch is exact in float32 only, and so are the gradients of the tables.
+    """
+    table, positions = known
     exact = jnp.promote_types(table.dtype, jnp.float32)
     x = table.astype(exact)[jnp.maximum(tokens, 0)]
-    if module.positions == "learned":
-        known = module.param("positions", normal(0.02), (module.block, module.width))
-        x = x + known.astype(exact)[places]
-    elif sinusoidal:
-        x = x * module.width ** 0.5 + jnp.asarray(waves(module.block, module.width), exact)[places]
-    return x, table
+    if positions is not None:
+        return x + positions.astype(exact)[places]
+    if module.positions == "sinusoidal":
+        return x * module.width ** 0.5 + jnp.asarray(waves(module.block, module.width),
+                                                    exact)[places]
+    return x
 
 
 def waves(length: int, width: int) -> np.ndarray:

@@ -87,15 +87,27 @@ def named_inputs(batch: Batch) -> dict[str, Any]:
     return {"segment": batch["segment"]} if "segment" in batch else {}
 
 
-def counted(logits: Array, target: Array, mask: Array, mutable: Any) -> tuple[Mean, Aux]:
+def counted(logits: Array, target: Array, mask: Array, mutable: Any,
+            smoothing: Any = None) -> tuple[Mean, Aux]:
     """(mean cross-entropy, accuracy beside it) over the tokens that count: target [B, T] is not
-    negative, and mask [B] is set."""
+    negative, and mask [B] is set.
+
+    Args:
+      logits: [B, T, V].
+      target: [B, T].
+      mask: [B].
+      mutable: of the model.
+      smoothing: weight of the uniform distribution in the target; None for none.
+    """
     kept = (target >= 0) & (mask > 0)[:, None]
     index = jnp.where(kept, target, 0)
     logits = jnp.where(kept[..., None], logits, 0)  # NaN of a masked example reaches no gradient
     vocabulary = logits.shape[-1]
     own = jnp.take_along_axis(logits, jnp.minimum(index, vocabulary - 1)[..., None], -1)[..., 0]
-    losses = jax.nn.logsumexp(logits, -1) - own
+    total = jax.nn.logsumexp(logits, -1)
+    losses = total - own
+    if smoothing is not None:
+        losses = (1 - smoothing) * losses + smoothing * (total - logits.mean(-1))
     # A token that the model does not have has no loss: NaN, which ends the run.
     losses = jnp.where(index < vocabulary, losses, jnp.nan)
     weights = kept * mask[:, None]
