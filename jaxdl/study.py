@@ -851,8 +851,15 @@ def choose(study: Study, runner: Runner, group: list[Prepared]) -> None:
                                   f"{free / 1e9:.1f} are free")
             way, rates = "vmap", [0., 0.]
             if study.options.executor == "auto":
+                before = cost.memory_peak()
                 rates = rates_of([program, runner.program(*trials[0], devices)])
                 way = "vmap" if rates[0] >= rates[1] else "sequential"
+                # XLA does not count what its libraries take: for convolutions that become grouped
+                # ones, many times as much.
+                taken = cost.memory_peak() - before
+                if way == "vmap" and free is not None and taken > free:
+                    raise MemoryError(f"{len(group)} trials at once took {taken / 1e9:.1f} GB, of "
+                                      f"{free / 1e9:.1f} that were free")
     except UsedAsStructure as error:
         study.take_for_structure(error.paths)
         for part in grouped(study, group):

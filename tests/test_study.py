@@ -417,6 +417,20 @@ def test_what_memory_does_not_hold_is_split(file: Path, monkeypatch: pytest.Monk
     assert groups == [0, 0, 1, 1] and len(list((folder / "groups").glob("0*"))) == 2
 
 
+def test_what_took_more_memory_than_was_said_is_split(
+        file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    peaks = iter([0, 30, 30, 50, 50, 70])
+    monkeypatch.setattr(study, "rates_of", lambda programs: [2., 1.])
+    monkeypatch.setattr(study, "free_memory", lambda devices: 25e9)
+    monkeypatch.setattr(study.cost, "memory_peak", lambda: next(peaks, 70) * 1e9)
+    status, folder = run(file, "--steps=2", executor="auto")
+    assert status == 0
+    said = capsys.readouterr().out
+    assert "4 trials at once took 30.0 GB, of 25.0 that were free" in said
+    assert "so 2 at once" in said
+    assert [e.group for e in Ledger(folder / "ledger.sqlite").trials()] == [0, 0, 1, 1]
+
+
 class Fixed(study.Study):
     """A study of given results."""
 
