@@ -33,13 +33,13 @@ VIEW = (Affine(degrees=25., fraction=0.1, scale=(0.7, 1.3)),)
 
 def config() -> Experiment:
     return Experiment(
-        task=SimCLR(model=MODEL, augment=VIEW, temperature=0.2),
+        task=SimCLR(model=MODEL, augment=VIEW, temperature=0.5),
         data=DIGITS,
         optimizer=Adam(learning_rate=Cosine(peak=2e-3, warmup=0.05)),
-        evals={"probe": LinearProbe(labels=100, every=500),
-               "knn": KNN(labels=100, neighbours=5, every=500)},
+        evals={"probe": LinearProbe(labels=100, every=1_000),
+               "knn": KNN(labels=100, neighbours=5, every=1_000)},
         best=Best(metric="probe/accuracy"),
-        steps=500, batch_size=128, log_every=50,
+        steps=1_000, batch_size=128, log_every=50,
     )
 
 
@@ -50,7 +50,7 @@ def sweep() -> list[Trial]:
     random: Trial = {"optimizer": Adam(learning_rate=Constant(peak=0.)), "steps": 1}
     return repeat([
         {"task": config().task},
-        {"task": BYOL(model=MODEL, augment=VIEW, steps=500)},
+        {"task": BYOL(model=MODEL, augment=VIEW, steps=1_000)},
         {"task": Rotation(model=MODEL.clone(classes=4))},
         {"task": MAE(model=VIT, visible=12, width=32, layers=1, heads=4)},
         *({"task": Classification(model=model), **other}
