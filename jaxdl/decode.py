@@ -267,10 +267,11 @@ class Continues:
     Args:
       model: a Linen module called as model(tokens, train, cache), with `start(rows, length)`.
       variables: of it.
+      size: how many tokens there are, where the model has room for more.
     """
 
-    def __init__(self, model: Any, variables: Mapping[str, Any]) -> None:
-        self.model, self.variables = model, variables
+    def __init__(self, model: Any, variables: Mapping[str, Any], size: int | None = None) -> None:
+        self.model, self.variables, self.size = model, variables, size
 
     def prompted(self, prompt: Array, length: int) -> tuple[Array, Any]:
         """(logits [B, V], cache) after a prompt [B, P], whose rows are filled up with -1 at the end
@@ -278,12 +279,12 @@ class Continues:
         cache = self.model.start(len(prompt), length)
         logits, cache = self.model.apply(self.variables, prompt, False, cache)
         last = jnp.maximum((prompt >= 0).sum(1) - 1, 0)
-        return jnp.take_along_axis(logits, last[:, None, None], 1)[:, 0], cache
+        return jnp.take_along_axis(logits, last[:, None, None], 1)[:, 0, :self.size], cache
 
     def step(self, cache: Any, token: Array) -> tuple[Array, Any]:
         """The next logits; a token of -1 changes nothing that counts."""
         logits, cache = self.model.apply(self.variables, token[:, None], False, cache)
-        return logits[:, 0], cache
+        return logits[:, 0, :self.size], cache
 
     def axes(self, cache: Any) -> Any:
         """Of each leaf of the cache the axis that counts rows."""

@@ -21,6 +21,7 @@ from jaxdl.decode import (
     padded,
     sampled,
 )
+from jaxdl.models.ngram import NeuralNgram
 from jaxdl.models.rnn import RNN
 from jaxdl.models.transformer import Transformer
 
@@ -33,6 +34,7 @@ MODELS = {
     "lstm": RNN(vocabulary=V, width=8, layers=2, embedding=5),
     "gru": RNN(vocabulary=V, width=8, layers=1, embedding=5, cell="gru"),
     "simple": RNN(vocabulary=V, width=8, layers=2, embedding=5, cell="simple"),
+    "n-gram": NeuralNgram(vocabulary=V, context=3, embedding=5, hidden=8),
 }
 GREEDY = Sampling(temperature=None)
 
@@ -78,6 +80,13 @@ def test_rows_do_not_know_of_each_other(name):
     for i, prompt in enumerate(prompts):
         alone = sampled(model, held, padded([prompt]), keys[i:i + 1], **options)
         chex.assert_trees_all_equal(alone[0], together[i])
+
+
+def test_tokens_that_the_tokenizer_does_not_have_are_not_drawn():
+    model = MODELS["gru"]
+    lm = Continues(model, variables(model), 3)
+    logits, cache = lm.prompted(jnp.array([[1, 2]]), 4)
+    assert logits.shape == (1, 3) == lm.step(cache, jnp.array([2]))[0].shape
 
 
 # Sampling.

@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,11 @@ from jaxdl.data.few_labels import FewLabels
 from jaxdl.data.folder import ImageFolder
 from jaxdl.data.idx import FashionMnist
 from jaxdl.data.mnist_sample import MnistSample
+from jaxdl.data.pairs import PairFile, Pairs
 from jaxdl.data.poisson import Poisson
 from jaxdl.data.tabular import Table
+from jaxdl.data.text import Lines, LongText, TextFile
+from jaxdl.data.tokenizers import Characters
 from jaxdl.data.two_digits import TwoDigits
 from jaxdl.experiment import Best, Experiment, InitFrom, Mesh
 from jaxdl.models.cnn import CNN
@@ -71,7 +75,9 @@ def test_the_trials_of_its_sweep_fit(name: str) -> None:
 def test_its_docstring_says_command_and_expectation(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert f"python launch.py --experiment={path.stem}" in text
-    assert "%" in text.splitlines()[0] and "accuracy" in text
+    first = text.splitlines()[0]
+    assert re.search(r"\d (%|nats|BLEU)|(MASE|BLEU) (of )?\d", first) or "in %" in first
+    assert re.search("accuracy|nats|MASE|BLEU", text)
     assert len(path.read_text().splitlines()) <= 80
 
 
@@ -115,6 +121,13 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         changes["data.size"] = 32
     elif isinstance(experiment.data, Table):
         changes["data.path"] = str(fabricated_table(tmp_path / "table.csv", experiment.data))
+    elif isinstance(experiment.data, LongText | Lines | Pairs):
+        changes["data"] = fabricated_text(tmp_path / "text.txt", experiment.data)
+        sizes = {"vocabulary": 64, "width": 8, "embedding": 4, "hidden": 8, "layers": 1, "heads": 2}
+        changes |= {f"task.model.{name}": size for name, size in sizes.items()
+                    if getattr(model, name, None) is not None}
+        changes |= {f"evals.{name}.tokens": 4 for name, e in experiment.evals.items()
+                    if hasattr(e, "tokens")}
     elif isinstance(experiment.data, Poisson):
         changes |= {"data.data": Digits(size=28, channels=1), "data.expected": 4}
     elif isinstance(experiment.data, FewLabels | TwoDigits):
@@ -160,6 +173,20 @@ def fabricated_table(path: Path, data: Table) -> Path:
     rows = [tuple(columns), *zip(*columns.values(), strict=True)]
     path.write_text("\n".join(map(",".join, rows)))
     return path
+
+
+def fabricated_text(path: Path, data: LongText | Lines | Pairs) -> LongText | Lines | Pairs:
+    """Letters at random, in the form of a kind of text."""
+    letters = np.random.default_rng(0).choice(list("abcdef"), (80, 6))
+    words = ["".join(word) for word in letters]
+    if isinstance(data, LongText):
+        path.write_text(" ".join(words))
+        return TextFile(path=str(path), block=8)
+    if isinstance(data, Lines):
+        path.write_text("\n".join(words))
+        return Lines(path=str(path))
+    path.write_text("\n".join(f"{word}\t{word[::-1]}" for word in words))
+    return PairFile(path=str(path), tokenizer=Characters(), longest=8, buckets=1)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "resnet50_imagenet"])

@@ -35,7 +35,7 @@ MODELS = {
                                            scan=True, positions="rotary", kv_heads=2, norm="rms",
                                            unit="swiglu", bias=False),
 }
-TOKENIZER: Any = SimpleNamespace(special=(END,), decode=lambda row: "".join(
+TOKENIZER: Any = SimpleNamespace(special=(END,), size=V, decode=lambda row: "".join(
     chr(ord("a") + t) for t in map(int, row) if t > 0))
 SOURCES = [np.array([1, 2, 3, 4]), np.array([5]), np.array([6, 7])]
 

@@ -93,11 +93,11 @@ class Answers:
         first = jnp.full((len(prompt), 1), self.end)
         logits, cache = self.model.apply(self.variables, prompt, first, False,
                                          self.model.start(len(prompt), length))
-        return logits[:, 0], cache
+        return logits[:, 0, :self.tokenizer.size], cache
 
     def step(self, cache: Any, token: Array) -> tuple[Array, Any]:
         logits, cache = self.model.apply(self.variables, None, token[:, None], False, cache)
-        return logits[:, 0], cache
+        return logits[:, 0, :self.tokenizer.size], cache
 
     def axes(self, cache: Any) -> Any:
         known = getattr(self.model, "row_axes", None)
