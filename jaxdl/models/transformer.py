@@ -226,12 +226,14 @@ def waves(length: int, width: int) -> np.ndarray:
 
 def blocks(module: Any, x: Array, train: bool, places: Array, mask: Array | None,
            cache: Any = None, *, causal: bool, crosses: bool = False, memory: Array | None = None,
-           memory_mask: Array | None = None, name: str = "block") -> tuple[Array, Any]:
-    """The blocks of a module, of its sizes: (x, cache), called within its compact method."""
+           memory_mask: Array | None = None, name: str = "block",
+           **more: Any) -> tuple[Array, Any]:
+    """The blocks of a module, of its sizes: (x, cache), called within its compact method. `more`
+    are further options of a block."""
     options = dict(heads=module.heads, layers=module.layers, dropout=module.dropout,
                    bias=module.bias, kv_heads=module.kv_heads, norm=module.norm, unit=module.unit,
                    hidden=module.hidden, rotary=module.positions == "rotary", causal=causal,
-                   crosses=crosses)
+                   crosses=crosses, **more)
     block: Any = Block
     if module.remat is not None:
         block = nn.remat(Block, policy=REMAT[module.remat], prevent_cse=not module.scan,
@@ -255,7 +257,8 @@ def blocks(module: Any, x: Array, train: bool, places: Array, mask: Array | None
 
 class Block(nn.Module):
     """x + attention(norm(x)), with a memory x + attention(norm(x), memory), then x + MLP(norm(x));
-    x [B, T, D]."""
+    x [B, T, D]. With `norm_after` each part is norm(x + part(x)) instead, as Vaswani et al. (2017)
+    had it."""
 
     heads: int
     layers: int
@@ -268,6 +271,8 @@ class Block(nn.Module):
     rotary: bool = False
     causal: bool = True
     crosses: bool = False
+    norm_after: bool = False
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array, train: bool, places: Array | None = None,
@@ -287,20 +292,31 @@ class Block(nn.Module):
           memory_mask: bool [B, 1, S].
         """
         width, last = x.shape[-1], 0.02 / (2 * self.layers) ** 0.5
-        y = normalised(self.norm, self.bias, "norm1")(x)
-        y, cache = self.attend(y, train, places, mask, cache)
-        y = Dense(width, last, self.bias, name="project")(y)
-        x = x + Dropout(self.dropout)(y, train)
-        if self.crosses:
-            y = normalised(self.norm, self.bias, "norm_memory")(x)
+
+        def added(x: Array, name: str, part: Callable[[Array], Array]) -> Array:
+            norm = normalised(self.norm, self.bias, name, self.epsilon)
+            y = Dropout(self.dropout)(part(x if self.norm_after else norm(x)), train)
+            return norm(x + y) if self.norm_after else x + y
+
+        def attention(y: Array) -> Array:
+            nonlocal cache
+            y, cache = self.attend(y, train, places, mask, cache)
+            return Dense(width, last, self.bias, name="project")(y)
+
+        def recall(y: Array) -> Array:
+            nonlocal cache
             y, cache = self.recall(y, train, memory, memory_mask, cache)
-            y = Dense(width, last, self.bias, name="project_memory")(y)
-            x = x + Dropout(self.dropout)(y, train)
-        y = normalised(self.norm, self.bias, "norm2")(x)
-        hidden = self.hidden or 4 * width
-        y = Dense(hidden * (1 + (self.unit == "swiglu")), 0.02, self.bias, name="dense1")(y)
-        y = Dense(width, last, self.bias, name="dense2")(activated(y, self.unit))
-        return x + Dropout(self.dropout)(y, train), cache
+            return Dense(width, last, self.bias, name="project_memory")(y)
+
+        def mlp(y: Array) -> Array:
+            hidden = (self.hidden or 4 * width) * (1 + (self.unit == "swiglu"))
+            y = activated(Dense(hidden, 0.02, self.bias, name="dense1")(y), self.unit)
+            return Dense(width, last, self.bias, name="dense2")(y)
+
+        x = added(x, "norm1", attention)
+        if self.crosses:
+            x = added(x, "norm_memory", recall)
+        return added(x, "norm2", mlp), cache
 
     def attend(self, y: Array, train: bool, places: Array | None, mask: Array | None,
                cache: Any) -> tuple[Array, Any]:
@@ -377,11 +393,11 @@ class Dense(nn.Module):
         return y
 
 
-def normalised(kind: Norm, bias: bool, name: str) -> Any:
-    """Normalisation over the last axis, epsilon 1e-5, with a scale."""
+def normalised(kind: Norm, bias: bool, name: str, epsilon: float = 1e-5) -> Any:
+    """Normalisation over the last axis, with a scale."""
     if kind == "rms":
-        return nn.RMSNorm(epsilon=1e-5, name=name)
-    return nn.LayerNorm(epsilon=1e-5, use_bias=bias, name=name)
+        return nn.RMSNorm(epsilon=epsilon, name=name)
+    return nn.LayerNorm(epsilon=epsilon, use_bias=bias, name=name)
 
 
 def normal(deviation: float) -> nn.initializers.Initializer:
