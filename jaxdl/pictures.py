@@ -4,12 +4,13 @@ A task that has something to show has a method
 
     def pictures(self, state, material: Material) -> Iterator[Picture]
 
-that yields `Images`, `Matrix` and `Points` one after the other. Samples of a generative task or
-attention maps are `Images` or `Matrix` too.
+that yields `Images`, `Matrix`, `Points` and `Texts` one after the other. Samples of a generative
+task or attention maps are `Images` or `Matrix` too.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -79,7 +80,24 @@ class Points:
     note: str = ""
 
 
-Picture = Images | Matrix | Points
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """Texts, parts of which may be shaded.
+
+    Attributes:
+      title: of the section.
+      texts: of each the parts, one after another, with how dark the ground of each is, in [0, 1].
+      captions: a short one for each, or none at all.
+      note: what a reader should know.
+    """
+
+    title: str
+    texts: Sequence[Sequence[tuple[str, float]]]
+    captions: Sequence[str] = ()
+    note: str = ""
+
+
+Picture = Images | Matrix | Points | Texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +110,7 @@ class Material:
       batch_size: that fits the device.
       seed: of the experiment.
       names: of the classes, where the data knows them.
+      tokenizer: of the data, where it has one.
       tsne: whether to embed by t-SNE too, which takes longer.
       advance: called with the number of examples that were looked at.
     """
@@ -101,6 +120,7 @@ class Material:
     batch_size: int
     seed: int = 0
     names: Sequence[str] | None = None
+    tokenizer: Any = None
     tsne: bool = False
     advance: Callable[[int], None] = lambda count: None
 

@@ -443,17 +443,19 @@ def shown_by_task(run: Logged, modules: Sequence[str],
             yield from experiment.task.pictures(state, Material(  # type: ignore
                 source=opened, split=split, batch_size=min(experiment.batch_size, BATCH),
                 seed=experiment.seed,
-                names=getattr(experiment.data, "names", None), tsne=tsne, advance=advance))
+                names=getattr(experiment.data, "names", None), tsne=tsne, advance=advance,
+                tokenizer=getattr(getattr(experiment.data, "content", None), "tokenizer", None)))
 
     return step, one_by_one()
 
 
 def drawn(picture: Any, charts: page.Charts) -> str:
     """The section of one picture."""
-    draw = {"Images": images, "Matrix": matrix, "Points": points}.get(type(picture).__name__)
+    draw = {"Images": images, "Matrix": matrix, "Points": points, "Texts": texts}.get(
+        type(picture).__name__)
     if draw is None:
-        raise UserError(f"the task shows a {type(picture).__name__}: expected Images, Matrix or "
-                        "Points of jaxdl.pictures.")
+        raise UserError(f"the task shows a {type(picture).__name__}: expected Images, Matrix, "
+                        "Points or Texts of jaxdl.pictures.")
     note = f"<p class=note>{escaped(picture.note)}</p>" if picture.note else ""
     return section(picture.title, f"{draw(picture, charts)}{note}")
 
@@ -501,6 +503,21 @@ def matrix(picture: Any, charts: page.Charts) -> str:
                "title": {"text": chart_text(picture.axes[0])}},
         width=left + 20 + step * len(columns), margin={"l": left, "r": 20, "t": top, "b": 10}),
         top + 10 + step * len(rows))
+
+
+def texts(picture: Any, charts: page.Charts) -> str:
+    captions = [*picture.captions, *[""] * (len(picture.texts) - len(picture.captions))]
+
+    def part(text: str, shade: float) -> str:
+        if not shade > 0:
+            return escaped(text)
+        return (f'<span style="background:rgba(194,90,30,{min(shade, 1.):.2f})">{escaped(text)}'
+                "</span>")
+
+    return "".join(
+        f"{f'<p class=part>{escaped(caption)}</p>' if caption else ''}<pre class=text>"
+        f"{''.join(part(*p) for p in parts)}</pre>"
+        for caption, parts in zip(captions, picture.texts, strict=True))
 
 
 def points(picture: Any, charts: page.Charts) -> str:
@@ -640,6 +657,7 @@ details .scroll, details pre { margin-top: 6px; max-height: 436px; overflow: aut
   gap: 12px 10px; }
 .pictures.tiny { grid-template-columns: repeat(auto-fill, minmax(52px, 1fr)); gap: 8px; }
 .pictures.table { grid-template-columns: none; gap: 8px; }
+pre.text { max-width: 900px; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.6; }
 .pictures figure { overflow: visible; }
 .pictures img { width: 100%; max-width: 130px; image-rendering: pixelated; display: block;
   border-radius: 3px; background: #e9ecef; }

@@ -192,3 +192,20 @@ def test_a_tokenizer_that_is_of_another_network(run, capsys, tmp_path):
     (other / FILE).unlink()
     assert cli.main(["predict", f"--experiment={other}", "--prompt=a"]) == 2
     assert f"holds no {FILE}" in capsys.readouterr().err
+
+
+def test_a_report_shows_what_it_writes_and_what_surprised_it(run, tmp_path, capsys):
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    text = run.parent / "text.txt"  # the data is asked for here
+    text.write_text(TEXT)
+    try:
+        assert cli.main(["report", str(other), f"--output={tmp_path / 'page.html'}"]) == 0
+    finally:
+        text.unlink()
+    page = (tmp_path / "page.html").read_text()
+    written = page.split("<h2>What it writes ")[1].split("</section>")[0]
+    assert written.count("<pre class=text>") == 4 and "quick brown fox" in written
+    shaded = page.split("<h2>What surprises it ")[1].split("</section>")[0]
+    spans = re.findall(r"rgba\(194,90,30,([\d.]+)\)", shaded)
+    assert len(spans) > 40 and all(0 <= float(x) <= 1 for x in spans)

@@ -233,3 +233,18 @@ def test_translations_are_measured_and_shown(tmp_path):
     assert set(found) == {"bleu", "chrf", "exact"}
     text = (tmp_path / "translations_test.txt").read_text()
     assert text.startswith("step 7\n") and text.count("expected: ") == 3 and "three" in text
+
+
+def test_a_report_shows_answers():
+    from jaxdl.pictures import Material
+
+    task = Seq2Seq(model=RNN)
+    data = pairs([(1, 2), (4, 3), (2, 2)])
+    data = PairRows(source=data.source, target=data.target, buckets=data.buckets,
+                    tokenizer=TOKENIZER, texts=[("one", "abc"), ("two", "b"), ("three", "c")])
+    batch = {**data.read(np.arange(2)), "mask": np.ones(2)}
+    state = task.init(jax.random.key(0), batch, optax.sgd(1.))
+    picture, = task.pictures(state, Material(source=lambda split: data, split="test",
+                                             batch_size=2, tokenizer=TOKENIZER))
+    assert sorted(picture.captions) == ["one", "three", "two"]
+    assert any(parts[0][0] == "expected: abc\nanswered: " for parts in picture.texts)

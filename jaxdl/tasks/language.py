@@ -1,7 +1,7 @@
 """Language models: the probability of each token, given those before it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,12 +12,16 @@ import numpy as np
 
 from jaxdl.data.text import END
 from jaxdl.data.tokenizers import Tokenizer
-from jaxdl.decode import Continues
+from jaxdl.decode import Continues, Sampling
 from jaxdl.errors import UserError
 from jaxdl.evaluate import Context, Evaluate
+from jaxdl.pictures import Material, Picture, Texts, read, some
+from jaxdl.prompt import Compiled, chunks
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 
 Array = jax.Array
+SAMPLES, LENGTH = 4, 300  # of a report: texts, and tokens of each
+SURPRISE = 6.  # nats of a token that is shaded wholly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,40 @@ class LanguageModel(LossTask):
     def generator(self, variables: Any, tokenizer: Tokenizer) -> "GoesOn":
         """What goes on with a text."""
         return GoesOn(self.model, variables, tokenizer)
+
+    def pictures(self, state: TrainState, material: Material) -> Iterator[Picture]:
+        """What it writes, and what of the test text it did not expect."""
+        generator = self.generator(self.variables(state), material.tokenizer)
+        source = material.source(material.split)
+        ids = some(source, SAMPLES)
+        rows = [np.asarray(x)[np.asarray(x) >= 0] for x in source.read(ids)["tokens"]]
+        # Where texts end, each is begun anew; a stream is gone on with.
+        prompts = [np.array(generator.stop, np.int32) if generator.stop else row[:len(row) // 2]
+                   for row in rows]
+        keys = jax.random.split(jax.random.key(material.seed), len(prompts))
+        compiled = Compiled(generator, Sampling(temperature=0.8))
+        made: list[list[np.ndarray]] = [[] for _ in prompts]
+        for lot in chunks(compiled, prompts, keys, LENGTH):
+            for parts, row in zip(made, lot, strict=True):
+                parts.append(row[row >= 0])
+            material.advance(lot.size)
+        decode = material.tokenizer.decode
+        given = "" if generator.stop else "; shaded: the prompt, a part of the test text"
+        yield Texts(title="What it writes", note=f"temperature 0.8{given}", texts=[
+            [(decode(prompt), 0.15), (decode(np.concatenate(parts)), 0.)]
+            for prompt, parts in zip(prompts, made, strict=True)])
+        measured = jax.jit(lambda batch: -jnp.take_along_axis(
+            jax.nn.log_softmax(self.logits(state, batch)),
+            jnp.maximum(batch["next"], 0)[..., None], -1)[..., 0])
+        shaded = []
+        for batch in read(source, ids, material.batch_size):
+            for row, losses in zip(np.asarray(batch["next"]), np.asarray(measured(batch)),
+                                   strict=True):
+                shaded.append([(decode([t]), float(loss) / SURPRISE)
+                               for t, loss in zip(row, losses, strict=True) if t >= 0])
+        yield Texts(title="What surprises it", texts=shaded[:len(ids)], note="the test text; the "
+                    f"darker a token, the less likely it was: {SURPRISE:g} nats are black on "
+                    "orange")
 
     def initial_loss(self, batch: Batch) -> Array:
         """Of a model for which all tokens are equally likely."""

@@ -1,6 +1,6 @@
 """From one sequence to another: translation, and whatever else comes as pairs of texts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,11 +15,13 @@ from jaxdl.data.tokenizers import Tokenizer
 from jaxdl.decode import Sampling, beam_search, begin, generate
 from jaxdl.errors import UserError
 from jaxdl.evaluate import Context, each
+from jaxdl.pictures import Material, Picture, Texts, some
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 from jaxdl.tasks.language import counted
 
 Array = jax.Array
 SHOWN = 50  # examples in the file that an evaluator writes
+ANSWERED = 12  # in a report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,19 @@ class Seq2Seq(LossTask):
     def initial_loss(self, batch: Batch) -> Array:
         """Of a model for which all tokens are equally likely."""
         return jnp.log(float(self.model.vocabulary))  # type: ignore[attr-defined]
+
+    def pictures(self, state: TrainState, material: Material) -> Iterator[Picture]:
+        """Some answers to the test data."""
+        source: Any = material.source(material.split)
+        model = Answers(self.model, self.variables(state), material.tokenizer)
+        ids = some(source, ANSWERED)
+        answer = jax.jit(lambda asked: decoded(model, asked, asked.shape[1], None, 0.))
+        rows = answer(jnp.asarray(source.read(ids)["source"]))
+        material.advance(len(ids))
+        yield Texts(title="What it answers", captions=[source.texts[i][0] for i in ids], texts=[
+            [(f"expected: {source.texts[i][1]}\nanswered: ", 0.),
+             (material.tokenizer.decode(row), 0.15)]
+            for i, row in zip(ids, np.asarray(rows), strict=True)], note="greedy decoding")
 
     def generator(self, variables: Any, tokenizer: Tokenizer) -> "Answers":
         """What makes a target of a source."""
