@@ -21,6 +21,7 @@ from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 
 Array = jax.Array
 SAMPLES, LENGTH = 4, 300  # of a report: texts, and tokens of each
+SHORT_SAMPLES = 20  # where texts end by themselves
 SURPRISE = 6.  # nats of a token that is shaded wholly
 
 
@@ -60,7 +61,7 @@ class LanguageModel(LossTask):
         """What it writes, and what of the test text it did not expect."""
         generator = self.generator(self.variables(state), material.tokenizer)
         source = material.source(material.split)
-        ids = some(source, SAMPLES)
+        ids = some(source, SHORT_SAMPLES if generator.stop else SAMPLES)
         rows = [np.asarray(x)[np.asarray(x) >= 0] for x in source.read(ids)["tokens"]]
         # Where texts end, each is begun anew; a stream is gone on with.
         prompts = [np.array(generator.stop, np.int32) if generator.stop else row[:len(row) // 2]
@@ -87,8 +88,8 @@ class LanguageModel(LossTask):
                 shaded.append([(decode([t]), float(loss) / SURPRISE)
                                for t, loss in zip(row, losses, strict=True) if t >= 0])
         yield Texts(title="What surprises it", texts=shaded[:len(ids)], note="the test text; the "
-                    f"darker a token, the less likely it was: {SURPRISE:g} nats are black on "
-                    "orange")
+                    "darker the ground of a token, the less likely it was, up to "
+                    f"{SURPRISE:g} nats")
 
     def initial_loss(self, batch: Batch) -> Array:
         """Of a model for which all tokens are equally likely."""
