@@ -95,8 +95,9 @@ def labels(subject: Subject) -> Finding:
         for name, source in {"train": subject.train, **subject.others}.items():
             for field in subject.targets:
                 x = np.asarray((source.arrays or {}).get(field, np.zeros(0)))
+                least = -1 if x.ndim > 1 else 0  # Of a token, -1 is none.
                 if x.size and np.issubdtype(x.dtype, np.integer) and (
-                        x.min() < 0 or x.max() >= count):
+                        x.min() < least or x.max() >= count):
                     wrong.append(f"{name}: {field} runs from {x.min()} to {x.max()}, the model "
                                  f"has {count} classes")
     if train is None:

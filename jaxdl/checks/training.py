@@ -151,7 +151,8 @@ def shuffled_labels(subject: Subject) -> Finding:
     for name, value in found.items():
         if "accuracy" in name and name in blind:
             labels = np.asarray((subject.test.arrays or {}).get(subject.targets[0], np.zeros(1)))
-            chance = float(np.unique(labels, return_counts=True)[1].max() / len(labels))
+            labels = labels[labels >= 0]  # Of a token, -1 is none.
+            chance = float(np.unique(labels, return_counts=True)[1].max() / labels.size)
             if "top" in name:
                 continue
             chance = max(chance, min(blind[name], 0.5))
