@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from jaxdl.data.folder import ImageFolder
 from jaxdl.data.idx import FashionMnist
 from jaxdl.data.mnist_sample import MnistSample
 from jaxdl.data.poisson import Poisson
+from jaxdl.data.series import Series, SeriesFile
 from jaxdl.data.tabular import Table
 from jaxdl.data.two_digits import TwoDigits
 from jaxdl.experiment import Best, Experiment, InitFrom, Mesh
@@ -71,7 +73,9 @@ def test_the_trials_of_its_sweep_fit(name: str) -> None:
 def test_its_docstring_says_command_and_expectation(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert f"python launch.py --experiment={path.stem}" in text
-    assert "%" in text.splitlines()[0] and "accuracy" in text
+    first = text.splitlines()[0]
+    assert re.search(r"\d (%|nats)|(MASE|BLEU) (of )?\d", first) or "in %" in first
+    assert re.search("accuracy|nats|MASE|BLEU", text)
     assert len(path.read_text().splitlines()) <= 80
 
 
@@ -115,6 +119,10 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         changes["data.size"] = 32
     elif isinstance(experiment.data, Table):
         changes["data.path"] = str(fabricated_table(tmp_path / "table.csv", experiment.data))
+    elif isinstance(experiment.data, Series):
+        changes["data"] = SeriesFile(path=str(fabricated_series(tmp_path / "series.csv")),
+                                     column="y", past=14, horizon=experiment.data.horizon)
+        changes |= {"task.model.width": 4, "evals.test.order": 7}
     elif isinstance(experiment.data, Poisson):
         changes |= {"data.data": Digits(size=28, channels=1), "data.expected": 4}
     elif isinstance(experiment.data, FewLabels | TwoDigits):
@@ -159,6 +167,13 @@ def fabricated_table(path: Path, data: Table) -> Path:
                 for name in (*data.categorical, *filter(None, known))}
     rows = [tuple(columns), *zip(*columns.values(), strict=True)]
     path.write_text("\n".join(map(",".join, rows)))
+    return path
+
+
+def fabricated_series(path: Path) -> Path:
+    """Two hundred random numbers."""
+    values = np.random.default_rng(0).normal(size=200)
+    path.write_text("\n".join(["y", *map(str, values)]))
     return path
 
 
