@@ -13,7 +13,8 @@ import pytest
 
 from jaxdl import config
 from jaxdl.data.digits import Digits
-from jaxdl.data.series import SeriesFile, Windows
+from jaxdl.data.fetch import data_folder
+from jaxdl.data.series import Chicago, SeriesFile, Windows
 from jaxdl.errors import DataMissing, UserError
 from jaxdl.evaluate import Context
 from jaxdl.experiment import Experiment, Mesh
@@ -257,6 +258,18 @@ def test_arima_finds_the_coefficients_of_its_own_process() -> None:
         diffs = [known[-k] - known[-k - SEASON] for k in (1, 2)]
         known.append(known[-SEASON] + model.constant + float(model.coefficients @ diffs))
     np.testing.assert_allclose(forecast[500], known[-6:])
+
+
+def test_baselines_on_the_real_series_are_what_the_experiment_says() -> None:
+    data = Chicago(past=28, cycles=(7., 365.25))
+    if not (data_folder() / "debian" / "r-cran-modeldata_1.1.0-1_all").is_dir():
+        pytest.skip("python launch.py --experiment=forecast_lstm --steps=1 brings the data")
+    assert data.values.shape == (5_698,) and data.values[:2].tolist() == [15.732, 15.762]
+    windows = data.open("test")
+    assert isinstance(windows, Windows) and (windows.trained, windows.size) == (4_559, 1_126)
+    scale, found = ForecastErrors().baselines(windows)
+    assert found["mae_seasonal_naive"] / scale == pytest.approx(1.28, abs=0.005)
+    assert found["mae_arima"] / scale == pytest.approx(1.126, abs=0.005)
 
 
 def test_mistakes_of_an_experiment_are_told(tmp_path: Path) -> None:
