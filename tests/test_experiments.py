@@ -25,6 +25,7 @@ from jaxdl.data.idx import FashionMnist
 from jaxdl.data.mnist_sample import MnistSample
 from jaxdl.data.pairs import PairFile, Pairs
 from jaxdl.data.poisson import Poisson
+from jaxdl.data.series import Series, SeriesFile
 from jaxdl.data.tabular import Table
 from jaxdl.data.text import Lines, LongText, TextFile
 from jaxdl.data.tokenizers import Characters
@@ -128,6 +129,10 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
                     if getattr(model, name, None) is not None}
         changes |= {f"evals.{name}.tokens": 4 for name, e in experiment.evals.items()
                     if hasattr(e, "tokens")}
+    elif isinstance(experiment.data, Series):
+        changes["data"] = SeriesFile(path=str(fabricated_series(tmp_path / "series.csv")),
+                                     column="y", past=14, horizon=experiment.data.horizon)
+        changes |= {"task.model.width": 4, "evals.test.order": 7}
     elif isinstance(experiment.data, Poisson):
         changes |= {"data.data": Digits(size=28, channels=1), "data.expected": 4}
     elif isinstance(experiment.data, FewLabels | TwoDigits):
@@ -187,6 +192,11 @@ def fabricated_text(path: Path, data: LongText | Lines | Pairs) -> LongText | Li
         return Lines(path=str(path))
     path.write_text("\n".join(f"{word}\t{word[::-1]}" for word in words))
     return PairFile(path=str(path), tokenizer=Characters(), longest=8, buckets=1)
+def fabricated_series(path: Path) -> Path:
+    """Two hundred random numbers."""
+    values = np.random.default_rng(0).normal(size=200)
+    path.write_text("\n".join(["y", *map(str, values)]))
+    return path
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "resnet50_imagenet"])

@@ -5,7 +5,7 @@ import functools
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -117,41 +117,14 @@ class Table:
             raise UserError(f"{type(self).__name__}: name features, in numeric or categorical.")
         if self.reweigh and self.group is None:
             raise UserError(f"{type(self).__name__}: reweigh=True needs a group.")
-        path, lines = self.file(), None
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                lines = csv.reader(file, skipinitialspace=True, strict=True)
-                header = [cell.strip() for cell in next(lines, [])]
-                wanted = [*self.numeric, *self.categorical, self.label,
-                          *filter(None, [self.group])]
-                for name in wanted:
-                    if name not in header:
-                        raise UserError(f"{path}: there is no column {name!r}."
-                                        f"{nearest(name, header)}")
-                    if header.count(name) > 1:
-                        raise UserError(f"{path}: there is more than one column {name!r}.")
-                for cells in lines:
-                    if not cells:
-                        continue
-                    if len(cells) != len(header):
-                        raise UserError(f"{path}: line {lines.line_num} has {len(cells)} cells, "
-                                        f"expected {len(header)}.")
-                    yield lines.line_num, dict(zip(header, map(str.strip, cells), strict=True))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{path}: after line {lines.line_num if lines else 0}: expected CSV in "
-                            f"UTF-8, but {error}.") from error
+        wanted = [*self.numeric, *self.categorical, self.label, *filter(None, [self.group])]
+        yield from csv_rows(self.file(), wanted)
 
     def _numbers(self, rows: list[Row], name: str, train: np.ndarray) -> np.ndarray:
         """A standardised column: [N, 1]."""
         values = np.empty(len(rows))
         for i, (line, cells) in enumerate(rows):
-            try:
-                values[i] = float(cells[name])
-            except ValueError:
-                values[i] = math.nan
-            if not math.isfinite(values[i]):
-                raise UserError(f"{self.file()}: line {line}, column {name!r}: "
-                                f"{shown(cells[name])!r} is no finite number.")
+            values[i] = finite_number(self.file(), line, name, cells[name])
         deviation = values[train].std()
         return ((values - values[train].mean()) / (deviation or 1.))[:, None]
 
@@ -165,6 +138,43 @@ class Table:
                                 f"{', '.join(map(repr, known)) or 'the values: none is named'}."
                                 f"{nearest(cells[name], known)}")
         return np.array([number[cells[name]] for _, cells in rows], np.int32)
+
+
+def csv_rows(path: Path, wanted: Sequence[str]) -> Iterator[Row]:
+    """The rows of a CSV file whose first line names the columns, with as many cells each; the
+    columns `wanted` are there, once."""
+    lines = None
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = csv.reader(file, skipinitialspace=True, strict=True)
+            header = [cell.strip() for cell in next(lines, [])]
+            for name in wanted:
+                if name not in header:
+                    raise UserError(f"{path}: there is no column {name!r}.{nearest(name, header)}")
+                if header.count(name) > 1:
+                    raise UserError(f"{path}: there is more than one column {name!r}.")
+            for cells in lines:
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    raise UserError(f"{path}: line {lines.line_num} has {len(cells)} cells, "
+                                    f"expected {len(header)}.")
+                yield lines.line_num, dict(zip(header, map(str.strip, cells), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: after line {lines.line_num if lines else 0}: expected CSV in "
+                        f"UTF-8, but {error}.") from error
+
+
+def finite_number(path: Path, line: int, column: str, cell: str) -> float:
+    """The finite number in a cell."""
+    try:
+        value = float(cell)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UserError(f"{path}: line {line}, column {column!r}: {shown(cell)!r} is no finite "
+                        "number.")
+    return value
 
 
 def _one_hot(rows: list[Row], name: str, train: np.ndarray) -> np.ndarray:
