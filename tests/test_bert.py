@@ -93,7 +93,7 @@ def test_tokens_are_hidden_as_the_paper_says():
     given = np.asarray(given)
     assert (given[~asked] == rows[~asked]).all()
     share = asked[:, :90].mean()
-    masked, same = (given[asked] == 0).mean(), (given[asked] == 500).mean()
+    masked, same = (given[asked] == 999).mean(), (given[asked] == 500).mean()
     np.testing.assert_allclose([share, masked, same], [0.15, 0.8, 0.1], atol=0.015)
     assert len(np.unique(given[asked])) > 200
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxdl.data.source import assemble
 from jaxdl.data.text import END, Lines, Stream, TextFile, place, read_text
-from jaxdl.data.tokenizers import BPE, FILE, Bytes, Characters, Words, load, saved
+from jaxdl.data.tokenizers import BPE, FILE, Bytes, Characters, Saved, Words, load, saved
 from jaxdl.errors import UserError
 
 PROSE = ("It is a truth universally acknowledged, that a single man in possession of a good "
@@ -69,6 +69,17 @@ def test_files_that_are_no_tokenizer(content, said, tmp_path):
     assert str(raised.value).startswith(str(path)) and "\n" not in str(raised.value)
     with pytest.raises(UserError, match="cannot be read"):
         load(tmp_path / "absent.json")
+
+
+def test_a_tokenizer_of_another_run(tmp_path):
+    fitted = Bytes().fit([""], ("<end>",))
+    (tmp_path / FILE).write_bytes(saved(fitted))
+    assert Saved(path=str(tmp_path)).fit(["other"], ("<end>",)) == fitted
+    assert Saved(path=str(tmp_path / FILE)).fit(["other"]) == fitted
+    with pytest.raises(UserError, match="are <end>; expected <start> first"):
+        Saved(path=str(tmp_path)).fit(["other"], ("<start>",))
+    with pytest.raises(UserError, match="cannot be read"):
+        Saved(path=str(tmp_path / "absent")).fit([])
 
 
 def test_vocabularies_that_are_too_small():

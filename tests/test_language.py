@@ -18,10 +18,12 @@ from jaxdl.data.text import TextFile
 from jaxdl.data.tokenizers import FILE, Bytes, load, saved
 from jaxdl.errors import UserError
 from jaxdl.experiment import Experiment
+from jaxdl.models.bert import Bert
 from jaxdl.models.rnn import RNN
 from jaxdl.models.transformer import Transformer
 from jaxdl.optimizer import Adam, Constant
 from jaxdl.tasks.language import LanguageModel, Perplexity
+from jaxdl.tasks.masked_language import MaskedLanguageModel
 from jaxdl.train import fit, splits
 
 GPT = Transformer(vocabulary=9, layers=2, width=16, heads=2, block=8)
@@ -100,6 +102,10 @@ def test_a_model_that_lacks_tokens_is_refused(tmp_path):
                        "28 tokens; expected at least so many.$"):
         splits(experiment(tmp_path, GPT.clone(vocabulary=27)))
     splits(experiment(tmp_path, GPT.clone(vocabulary=32)))
+    masked = dataclasses.replace(experiment(tmp_path, GPT), task=MaskedLanguageModel(
+        model=Bert(vocabulary=28, layers=1, width=8, heads=1, block=16)))
+    with pytest.raises(UserError, match="has 28 tokens, and the task 1 more; expected at least"):
+        splits(masked)
 
 
 # predict --prompt.

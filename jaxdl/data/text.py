@@ -163,11 +163,14 @@ class Texts:
                             f"{', '.join(map(repr, self.splits))}.{nearest(split, self.splits)}")
 
     def check(self, experiment: Any) -> None:
-        """Raises a UserError for a model that does not have all tokens."""
+        """Raises a UserError for a model that does not have all tokens, with those that its task
+        has beside."""
+        more = getattr(experiment.task, "further_tokens", 0)
         for path, leaf in leaves(experiment.task, "task"):
-            if path.endswith(".vocabulary") and leaf.value < self.vocabulary:
+            if path.endswith(".vocabulary") and leaf.value < self.vocabulary + more:
+                beside = f", and the task {more} more" if more else ""
                 raise UserError(f"{path}={leaf.value}: the tokenizer of {type(self).__name__} has "
-                                f"{self.vocabulary} tokens; expected at least so many.")
+                                f"{self.vocabulary} tokens{beside}; expected at least so many.")
 
     @property
     def vocabulary(self) -> int:

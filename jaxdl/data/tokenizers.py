@@ -242,6 +242,26 @@ def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     return [tokenizer.encode(text) for text in texts]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """The tokenizer of another run, or of a file: what was learned with it can be gone on with.
+
+    Attributes:
+      path: a run directory, or its tokenizer.json.
+    """
+
+    path: str
+
+    def fit(self, texts: Sequence[str], special: tuple[str, ...] = ()) -> Tokenizer:
+        place = Path(self.path).expanduser()
+        found = load(place / FILE if place.is_dir() else place)
+        if found.special[:len(special)] != special:
+            raise UserError(f"{self.path}: the special tokens of this tokenizer are "
+                            f"{', '.join(found.special) or 'none'}; expected {', '.join(special)} "
+                            "first.")
+        return found
+
+
 def _library() -> Any:
     try:
         import tokenizers

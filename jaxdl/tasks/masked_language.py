@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxdl.config import Count, Fraction
+from jaxdl.config import Fraction
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 from jaxdl.tasks.language import counted
 
@@ -18,20 +18,20 @@ Array = jax.Array
 class MaskedLanguageModel(LossTask):
     """Cross-entropy of hidden tokens, given all others: Devlin et al. (2019), section 3.1, task 1.
 
-    Of the tokens a share is chosen at random; of these 80 % become the token "<mask>", 10 % one at
-    random, and 10 % stay as they are. In evaluation the choice is always the same for an example,
-    whatever batch it is in. A batch has "tokens" int32 [B, T], -1 for none, "index" and "mask" [B].
+    Of the tokens a share is chosen at random; of these 80 % become the mask, 10 % a token at random,
+    and 10 % stay as they are. The mask is the model's last token, which no tokenizer may have. In
+    evaluation the choice is always the same for an example, whatever batch it is in. A batch has
+    "tokens" int32 [B, T], -1 for none, "index" and "mask" [B].
 
     Attributes:
       model: called as model(tokens, train), returns logits [B, T, vocabulary].
       hidden: share of the tokens that is chosen.
-      mask_token: the token "<mask>"; data with special=("<mask>",) has it as 0.
     """
 
     model: nn.Module
     hidden: Fraction = 0.15
-    mask_token: Count = 0
 
+    further_tokens: ClassVar[int] = 1  # that the model needs beside the tokenizer's
     target_fields: ClassVar[tuple[str, ...]] = ()
     not_applicable: ClassVar[dict[str, str]] = {
         "modes": "which tokens are hidden is drawn at random in training",
@@ -49,11 +49,11 @@ class MaskedLanguageModel(LossTask):
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
         chosen, kind = jnp.moveaxis(jax.vmap(
             lambda key: jax.random.uniform(key, (2, tokens.shape[1])))(keys), 1, 0)
-        vocabulary = self.model.vocabulary  # type: ignore[attr-defined]
+        mask = self.model.vocabulary - 1  # type: ignore[attr-defined]
         other = jax.vmap(lambda key: jax.random.randint(
-            jax.random.fold_in(key, 1), tokens.shape[1:], 0, vocabulary))(keys)
+            jax.random.fold_in(key, 1), tokens.shape[1:], 0, mask))(keys)
         asked = (chosen < self.hidden) & (tokens >= 0)
-        given = jnp.where(kind < 0.8, self.mask_token, jnp.where(kind < 0.9, other, tokens))
+        given = jnp.where(kind < 0.8, mask, jnp.where(kind < 0.9, other, tokens))
         return jnp.where(asked, given, tokens), jnp.where(asked, tokens, -1)
 
     def logits(self, state: TrainState, batch: Batch) -> Array:
