@@ -18,7 +18,7 @@ Array = jax.Array
 class MaskedLanguageModel(LossTask):
     """Cross-entropy of hidden tokens, given all others: Devlin et al. (2019), section 3.1, task 1.
 
-    Of the tokens a share is chosen at random; of these 80 % become the mask, 10 % a token at random,
+    Of the tokens a share is chosen at random; of these 80 % become the mask, 10 % some other token,
     and 10 % stay as they are. The mask is the model's last token, which no tokenizer may have. In
     evaluation the choice is always the same for an example, whatever batch it is in. A batch has
     "tokens" int32 [B, T], -1 for none, "index" and "mask" [B].
