@@ -130,6 +130,9 @@ def predictor(experiment: "Experiment", top: int) -> Predictor:
         return task.predictor(names, top)
     if hasattr(task, "probabilities"):
         return Classifier(task, names, top)
+    if hasattr(task, "generator"):
+        raise UserError(f"task={type(task).__name__}: it goes on with a text, which is not read "
+                        "from --input; --prompt=TEXT asks it.")
     raise UserError(f"task={type(task).__name__}: it cannot predict; expected a method "
                     "`probabilities(state, batch)` or `predictor(names, top)`.")
 

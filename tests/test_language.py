@@ -186,6 +186,19 @@ def test_what_cannot_be_asked(run, capsys, options, said):
     assert re.search(said, error) and "\n" not in error, error
 
 
+def test_pictures_are_nothing_to_a_language_model(run, capsys, tmp_path):
+    from PIL import Image
+
+    Image.new("L", (4, 4)).save(tmp_path / "x.png")
+    text = run.parent / "text.txt"
+    text.write_text(TEXT)
+    try:
+        assert cli.main(["predict", f"--experiment={run}", f"--input={tmp_path / 'x.png'}"]) == 2
+    finally:
+        text.unlink()
+    assert "--prompt=TEXT asks it" in capsys.readouterr().err
+
+
 def test_a_tokenizer_that_is_of_another_network(run, capsys, tmp_path):
     other = tmp_path / "run"
     shutil.copytree(run, other)

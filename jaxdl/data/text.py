@@ -221,6 +221,11 @@ class LongText(Texts):
         middle = int(self.train * len(text))
         return {"train": [text[:middle]], "test": [text[middle:]]}
 
+    def check(self, experiment: Any) -> None:
+        super().check(experiment)
+        for split in self.splits:  # before there is a run
+            self.open(split)
+
     def open(self, split: str) -> Source:
         self.check_split(split)
         text, stored = self.content.texts[split][0], self.content.tokens(split)[0]
