@@ -1,0 +1,45 @@
+"""Classification of texts: one of several classes for each sequence of tokens."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from jaxdl.config import Fraction
+from jaxdl.data.tokenizers import NONE
+from jaxdl.layers import uniform
+from jaxdl.pictures import Material, Picture
+from jaxdl.task import Aux, Batch, Mean, TrainState
+from jaxdl.tasks.classification import Classification
+
+Array = jax.Array
+
+WORDS = 3  # folded into the key of the tokens that are dropped
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceClassification(Classification):
+    """`Classification` of "tokens" int32 [B, T], such as those of `data.labelled_text`.
+
+    Attributes:
+      word_dropout: probability that a token is taken for none, in training (Iyyer et al. 2015,
+        section 3.1): no single word may decide. None for none.
+    """
+
+    word_dropout: Fraction | None = None
+
+    input: ClassVar[str] = "tokens"
+
+    def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
+             train: bool) -> tuple[Mean, Aux]:
+        if self.word_dropout is not None and train:
+            tokens = batch["tokens"]
+            kept = uniform(jax.random.fold_in(key, WORDS), tokens.shape) >= self.word_dropout
+            batch = {**batch, "tokens": jnp.where(kept, tokens, NONE)}
+        return super().loss(variables, batch, key, train=train)
+
+    def pictures(self, state: TrainState, material: Material) -> Iterator[Picture]:
+        """None: those of `Classification` show images."""
+        yield from ()
