@@ -65,9 +65,8 @@ class Sampling:
             order = jnp.argsort(-logits, axis=-1)
             sorted_ = jnp.take_along_axis(jax.nn.softmax(logits), order, -1)
             before = jnp.cumsum(sorted_, -1) - sorted_  # the probability of all likelier ones
-            kept = jnp.take_along_axis(before < self.top_p, jnp.argsort(order, -1), -1)
-            # The likeliest stays, whatever p.
-            kept |= logits == logits.max(-1, keepdims=True)
+            first = jnp.arange(logits.shape[-1]) == 0  # The likeliest stays, whatever p.
+            kept = jnp.take_along_axis((before < self.top_p) | first, jnp.argsort(order, -1), -1)
             logits = jnp.where(kept, logits, NEVER)
         if self.min_p is not None:
             probability = jax.nn.softmax(logits)

@@ -109,6 +109,12 @@ def test_what_is_drawn(sampling, kept):
         np.testing.assert_allclose(filtered[kept], LOGITS[0, np.array(kept)])
 
 
+def test_of_equal_tokens_only_so_many_are_kept_as_reach_p():
+    """Quarters, which floats have exactly: two of them are a half."""
+    filtered = Sampling(top_p=0.5).filtered(jnp.zeros((1, 4)), jnp.zeros((1, 4), bool))
+    assert (np.asarray(filtered)[0] > NEVER / 2).tolist() == [True, True, False, False]
+
+
 def test_draws_follow_the_probabilities():
     keys = jax.random.split(jax.random.key(0), 20_000)
     logits = jnp.repeat(LOGITS, len(keys), 0)
@@ -198,6 +204,43 @@ def test_a_wide_beam_is_exhaustive(seed, alpha):
 def WIDE(first, table, alpha):
     return beam_search(table_step(table), {"n": jnp.zeros(2, jnp.int32)}, first, beams=27, tokens=3,
                        stop=(0,), alpha=alpha, best=4)
+
+
+def narrowing(first, table, beams, tokens, stop, alpha):
+    """Sutskever et al. (2014), section 3.2, one hypothesis at a time, to the end: what has ended
+    leaves the beam, which so becomes narrower."""
+    log = lambda x: np.asarray(jax.nn.log_softmax(jnp.asarray(x, jnp.float32)))  # noqa: E731
+    live, ended = [(0., ())], []
+    for n in range(tokens):
+        grown = []
+        for score, row in live:
+            log_p = log(first if n == 0 else table[min(n - 1, len(table) - 1), row[-1]])
+            grown += [(score + p, (*row, t)) for t, p in enumerate(log_p)]
+        live, width = [], beams - len(ended)
+        for score, row in sorted(grown, key=lambda x: -x[0])[:width]:
+            if row[-1] in stop or len(row) == tokens:
+                ended.append((score / ((5 + len(row)) / 6) ** alpha, row))
+            else:
+                live.append((score, row))
+    return sorted(ended, key=lambda x: -x[0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10_000), alpha=st.sampled_from([0., 0.6, 2.]))
+def test_a_narrow_beam_is_that_of_the_paper(seed, alpha):
+    draw = np.random.default_rng(seed)
+    table = jnp.asarray(2 * draw.standard_normal((2, 4, 4)), jnp.float32)
+    first = jnp.asarray(2 * draw.standard_normal((1, 4)), jnp.float32)
+    out, score = NARROW(first, table, alpha)
+    expected = narrowing(first[0], table, 3, 5, (0,), alpha)
+    np.testing.assert_allclose(score[0], [s for s, _ in expected], rtol=1e-5, atol=1e-5)
+    assert out[0].tolist() == [[*row, *[-1] * (5 - len(row))] for _, row in expected]
+
+
+@jax.jit
+def NARROW(first, table, alpha):
+    return beam_search(table_step(table), {"n": jnp.zeros(1, jnp.int32)}, first, beams=3, tokens=5,
+                       stop=(0,), alpha=alpha, best=3)
 
 
 @pytest.mark.parametrize("alpha", [0., 1.])
