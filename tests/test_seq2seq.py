@@ -132,10 +132,10 @@ def test_label_smoothing_is_of_training_alone():
 # Pairs.
 
 
-def pairs(sizes, buckets=((2, 3), (4, 5))):
+def pairs(sizes, buckets=((2, 3), (4, 5)), texts=()):
     return PairRows(source=[np.arange(1, 1 + s) for s, _ in sizes],
                     target=[np.arange(11, 11 + t) for _, t in sizes], buckets=buckets,
-                    tokenizer=TOKENIZER)
+                    tokenizer=TOKENIZER, texts=texts)
 
 
 def test_rows_of_pairs():
@@ -221,9 +221,7 @@ def test_scores_are_those_of_sacrebleu():
 def test_translations_are_measured_and_shown(tmp_path):
     pytest.importorskip("sacrebleu", reason="pip install 'jaxdl[text]'")
     task = Seq2Seq(model=RNN)
-    data = pairs([(1, 2), (4, 3), (2, 2)])
-    data = PairRows(source=data.source, target=data.target, buckets=data.buckets,
-                    tokenizer=TOKENIZER, texts=[("one", "abc"), ("two", "b"), ("three", "c")])
+    data = pairs([(1, 2), (4, 3), (2, 2)], texts=[("one", "abc"), ("two", "b"), ("three", "c")])
     batch = {**data.read(np.arange(2)), "mask": np.ones(2)}
     state = task.init(jax.random.key(0), batch, optax.sgd(1.))
     devices = parallel.arrange(Mesh(data=1))
@@ -239,9 +237,7 @@ def test_a_report_shows_answers():
     from jaxdl.pictures import Material
 
     task = Seq2Seq(model=RNN)
-    data = pairs([(1, 2), (4, 3), (2, 2)])
-    data = PairRows(source=data.source, target=data.target, buckets=data.buckets,
-                    tokenizer=TOKENIZER, texts=[("one", "abc"), ("two", "b"), ("three", "c")])
+    data = pairs([(1, 2), (4, 3), (2, 2)], texts=[("one", "abc"), ("two", "b"), ("three", "c")])
     batch = {**data.read(np.arange(2)), "mask": np.ones(2)}
     state = task.init(jax.random.key(0), batch, optax.sgd(1.))
     picture, = task.pictures(state, Material(source=lambda split: data, split="test",
