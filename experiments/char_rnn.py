@@ -1,7 +1,7 @@
 """An LSTM writes Shakespeare, character by character: 1.6 nats a character on the test text.
 
     python launch.py --experiment=char_rnn
-    python launch.py predict --experiment=RUN --prompt="ROMEO:"
+    python launch.py predict --experiment=RUN_DIR --prompt="ROMEO:"
     python launch.py sweep --experiment=char_rnn
 
 Karpathy (2015), http://karpathy.github.io/2015/05/21/rnn-effectiveness; one layer here. All of

@@ -1,7 +1,7 @@
 """A Transformer writes Shakespeare, character by character: 1.6 nats a character on the test text.
 
     python launch.py --experiment=gpt_char
-    python launch.py predict --experiment=RUN --prompt="ROMEO:"
+    python launch.py predict --experiment=RUN_DIR --prompt="ROMEO:"
     python launch.py sweep --experiment=gpt_char
 
 The character model of nanoGPT (Karpathy 2022, https://github.com/karpathy/nanoGPT, README) with the

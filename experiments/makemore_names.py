@@ -1,7 +1,7 @@
 """New names like those of the Bible: 2.1 nats a letter on names that are held out.
 
     python launch.py --experiment=makemore_names
-    python launch.py predict --experiment=RUN --prompt=A --samples=20
+    python launch.py predict --experiment=RUN_DIR --prompt=A --samples=20
     python launch.py sweep --experiment=makemore_names
 
 After Karpathy's makemore (2022, https://github.com/karpathy/makemore), on 3,203 names of the King

@@ -1,7 +1,7 @@
 """Words backwards, letter by letter: 99 % of the words of the test set without a mistake.
 
     python launch.py --experiment=reverse_words
-    python launch.py predict --experiment=RUN --prompt=jerusalem --temperature=0
+    python launch.py predict --experiment=RUN_DIR --prompt=jerusalem --temperature=0
     python launch.py sweep --experiment=reverse_words
 
 A task that can be learned exactly, so that a network that does not is known to be wrong: 11,169

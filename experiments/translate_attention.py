@@ -1,7 +1,7 @@
 """The Bible from English into Spanish by a recurrent network with attention: 18 BLEU.
 
     python launch.py --experiment=translate_attention
-    python launch.py predict --experiment=RUN --prompt="And God said, Let there be light." --beams=4
+    python launch.py predict --experiment=RUN_DIR --prompt="And God said, Let it be." --beams=4
     python launch.py sweep --experiment=translate_attention
 
 A bidirectional GRU reads, another one writes and looks back at each of its words: Luong et al.

@@ -1,7 +1,7 @@
 """The Bible from English into Spanish by a Transformer: 16 BLEU.
 
     python launch.py --experiment=translate_transformer
-    python launch.py predict --experiment=RUN --prompt="And God said, Let there be light." --beams=4
+    python launch.py predict --experiment=RUN_DIR --prompt="And God said, Let it be." --beams=4
 
 Vaswani et al. (2017), https://arxiv.org/abs/1706.03762: encoder and decoder of 3 blocks each, 256
 wide, with label smoothing 0.1, dropout 0.1 and one table of 4,000 pieces of words for both sides

@@ -36,7 +36,8 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 SWEEP = 20
-NOT_RUN = {("export.md", "needs onnxruntime, and a file that only jaxdl[export] writes")}
+NOT_RUN = {("export.md", "needs onnxruntime, and a file that only jaxdl[export] writes"),
+           ("language.md", "it takes a file of 548 MB")}
 NUMBER = r"[-+]?\d(?:[\d.,:_-]*\d)?(?:e[-+]?\d+)?"
 JAXDL = r"(?:jaxdl|python launch\.py)"
 

@@ -333,7 +333,7 @@ def test_large_pictures_become_small() -> None:
 
 
 def test_a_picture_of_another_kind_is_refused() -> None:
-    with pytest.raises(UserError, match="expected Images, Matrix or Points"):
+    with pytest.raises(UserError, match="expected Images, Matrix, Points or Texts"):
         report.drawn("a string", page.Charts())
 
 
