@@ -21,9 +21,11 @@ from jaxdl.data.digits import Digits
 from jaxdl.data.few_labels import FewLabels
 from jaxdl.data.folder import ImageFolder
 from jaxdl.data.idx import FashionMnist
+from jaxdl.data.labelled_text import LabelledFile, LabelledTexts
 from jaxdl.data.mnist_sample import MnistSample
 from jaxdl.data.poisson import Poisson
 from jaxdl.data.tabular import Table
+from jaxdl.data.tokenizers import Words
 from jaxdl.data.two_digits import TwoDigits
 from jaxdl.experiment import Best, Experiment, InitFrom, Mesh
 from jaxdl.models.cnn import CNN
@@ -115,6 +117,13 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         changes["data.size"] = 32
     elif isinstance(experiment.data, Table):
         changes["data.path"] = str(fabricated_table(tmp_path / "table.csv", experiment.data))
+    elif isinstance(experiment.data, LabelledTexts):
+        changes["data"] = LabelledFile(
+            path=str(fabricated_texts(tmp_path / "texts.csv", experiment.data.labels)), block=8,
+            labels=experiment.data.labels, tokenizer=Words(vocabulary=20))
+        changes |= {f"task.model.{name}": value for name, value in (
+            ("vocabulary", 20), ("embedding", 4), ("filters", 4), ("buckets", 8), ("width", 4))
+            if getattr(model, name, None) is not None}
     elif isinstance(experiment.data, Poisson):
         changes |= {"data.data": Digits(size=28, channels=1), "data.expected": 4}
     elif isinstance(experiment.data, FewLabels | TwoDigits):
@@ -159,6 +168,16 @@ def fabricated_table(path: Path, data: Table) -> Path:
                 for name in (*data.categorical, *filter(None, known))}
     rows = [tuple(columns), *zip(*columns.values(), strict=True)]
     path.write_text("\n".join(map(",".join, rows)))
+    return path
+
+
+def fabricated_texts(path: Path, labels: tuple[str, ...]) -> Path:
+    """A hundred texts of three to twelve words of ten."""
+    random = np.random.default_rng(0)
+    words = [" ".join(random.choice(list("abcdefghij"), random.integers(3, 13)))
+             for _ in range(100)]
+    rows = zip(words, random.choice(labels, 100), strict=True)
+    path.write_text("\n".join(map(",".join, [("text", "label"), *rows])))
     return path
 
 
