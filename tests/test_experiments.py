@@ -22,13 +22,14 @@ from jaxdl.data.digits import Digits
 from jaxdl.data.few_labels import FewLabels
 from jaxdl.data.folder import ImageFolder
 from jaxdl.data.idx import FashionMnist
+from jaxdl.data.labelled_text import LabelledFile, LabelledTexts
 from jaxdl.data.mnist_sample import MnistSample
 from jaxdl.data.pairs import PairFile, Pairs
 from jaxdl.data.poisson import Poisson
 from jaxdl.data.series import Series, SeriesFile
 from jaxdl.data.tabular import Table
 from jaxdl.data.text import Lines, LongText, TextFile
-from jaxdl.data.tokenizers import Characters
+from jaxdl.data.tokenizers import Characters, Words
 from jaxdl.data.two_digits import TwoDigits
 from jaxdl.experiment import Best, Experiment, InitFrom, Mesh
 from jaxdl.models.cnn import CNN
@@ -133,6 +134,13 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         changes["data"] = SeriesFile(path=str(fabricated_series(tmp_path / "series.csv")),
                                      column="y", past=14, horizon=experiment.data.horizon)
         changes |= {"task.model.width": 4, "evals.test.order": 7}
+    elif isinstance(experiment.data, LabelledTexts):
+        changes["data"] = LabelledFile(
+            path=str(fabricated_texts(tmp_path / "texts.csv", experiment.data.labels)), block=8,
+            labels=experiment.data.labels, tokenizer=Words(vocabulary=20))
+        changes |= {f"task.model.{name}": value for name, value in (
+            ("vocabulary", 20), ("embedding", 4), ("filters", 4), ("buckets", 8), ("width", 4))
+            if getattr(model, name, None) is not None}
     elif isinstance(experiment.data, Poisson):
         changes |= {"data.data": Digits(size=28, channels=1), "data.expected": 4}
     elif isinstance(experiment.data, FewLabels | TwoDigits):
@@ -192,10 +200,22 @@ def fabricated_text(path: Path, data: LongText | Lines | Pairs) -> LongText | Li
         return Lines(path=str(path))
     path.write_text("\n".join(f"{word}\t{word[::-1]}" for word in words))
     return PairFile(path=str(path), tokenizer=Characters(), longest=8, buckets=1)
+
+
 def fabricated_series(path: Path) -> Path:
     """Two hundred random numbers."""
     values = np.random.default_rng(0).normal(size=200)
     path.write_text("\n".join(["y", *map(str, values)]))
+    return path
+
+
+def fabricated_texts(path: Path, labels: tuple[str, ...]) -> Path:
+    """A hundred texts of three to twelve words of ten."""
+    random = np.random.default_rng(0)
+    words = [" ".join(random.choice(list("abcdefghij"), random.integers(3, 13)))
+             for _ in range(100)]
+    rows = zip(words, random.choice(labels, 100), strict=True)
+    path.write_text("\n".join(map(",".join, [("text", "label"), *rows])))
     return path
 
 

@@ -48,7 +48,7 @@ TEXTS = [[1, 2, 3, 4, 5], [6], [7, 8, 0], [2, 2]]
 def grown(model):
     """(a function of rows, its parameters), ten times as large as at the start."""
     params = model.init(jax.random.key(0), jnp.zeros((1, 5), jnp.int32), False)
-    params = jax.tree.map(lambda x: 10 * x + 0.1, params)
+    params = jax.tree.map(lambda x: 10 * x - 0.1, params)
     return jax.jit(lambda tokens: model.apply(params, tokens, False)), params["params"]
 
 
@@ -63,7 +63,7 @@ def rows(texts, block):
     [type(m).__name__, *map(str, filter(None, [getattr(m, "pool", ""), getattr(m, "cell", "")]))]))
 def test_padding_and_the_other_texts_of_a_batch_change_nothing(model):
     logits, _ = grown(model)
-    found = logits(rows(TEXTS, 6))
+    found = logits(rows(TEXTS, 5))
     assert found.shape == (4, 3) and len(np.unique(found.round(4), axis=0)) == 4
     chex.assert_trees_all_close(logits(rows(TEXTS, 11)), found, rtol=1e-5, atol=1e-5)
     others = [TEXTS[1], [3, 3, 3, 3, 3, 3], TEXTS[0], TEXTS[2]]
@@ -75,22 +75,22 @@ def test_padding_and_the_other_texts_of_a_batch_change_nothing(model):
 def test_textcnn_is_what_kim_writes():
     """Section 2, in loops: windows of zeros at both ends, a rectifier, the maximum over time."""
     logits, params = grown(CNN)
-    text = TEXTS[0]
-    features = []
-    for width in CNN.widths:
-        kernel, bias = params[f"conv{width}"]["kernel"], params[f"conv{width}"]["bias"]
-        values = []
-        for middle in range(len(text)):
-            total = np.array(bias)
-            for j in range(width):
-                place = middle - (width - 1) // 2 + j
-                if 0 <= place < len(text):
-                    total = total + np.array(params["embedding"])[text[place]] @ kernel[j]
-            values.append(np.maximum(total, 0))
-        features.append(np.max(values, 0))
-    head = params["head"]
-    expected = np.concatenate(features) @ head["kernel"] + head["bias"]
-    np.testing.assert_allclose(logits(rows([text], 9))[0], expected, rtol=1e-4, atol=1e-4)
+    for text in TEXTS[:2]:
+        features = []
+        for width in CNN.widths:
+            kernel, bias = params[f"conv{width}"]["kernel"], params[f"conv{width}"]["bias"]
+            values = []
+            for middle in range(len(text)):
+                total = np.array(bias)
+                for j in range(width):
+                    place = middle - (width - 1) // 2 + j
+                    if 0 <= place < len(text):
+                        total = total + np.array(params["embedding"])[text[place]] @ kernel[j]
+                values.append(np.maximum(total, 0))
+            features.append(np.max(values, 0))
+        expected = np.concatenate(features) @ params["head"]["kernel"] + params["head"]["bias"]
+        np.testing.assert_allclose(logits(rows([text], 9))[0], expected, rtol=1e-4, atol=1e-4)
+    assert not np.all(features)  # the rectifier had something to do
 
 
 def test_fasttext_is_a_mean_of_tokens_and_pairs():

@@ -36,11 +36,12 @@ class FastText(nn.Module):
     def __call__(self, tokens: Array, train: bool) -> Array:
         """Logits [B, classes] of tokens [B, T]; -1 is none."""
         valid = tokens >= 0
-        x = embedded(self, "embedding", self.vocabulary, self.embedding, 0.1, tokens)
+        x = embedded(self, "embedding", self.vocabulary, self.embedding, 0.01, tokens)
         if self.buckets is not None:
             both = valid[:, 1:] & valid[:, :-1]
             pairs = jnp.where(both, hashed(tokens[:, :-1], tokens[:, 1:], self.buckets), -1)
-            y = embedded(self, "pairs", self.buckets, self.embedding, 0.1, pairs)
+            # From zero: a pair that training has not seen says nothing.
+            y = embedded(self, "pairs", self.buckets, self.embedding, 0., pairs)
             x, valid = jnp.concatenate([x, y], 1), jnp.concatenate([valid, both], 1)
         x = Dropout(self.dropout)(pooled(x, valid, "mean"), train)  # [B, E]
         return nn.Dense(self.classes, name="head")(x)

@@ -49,7 +49,7 @@ class TextRNN(nn.Module):
     def __call__(self, tokens: Array, train: bool) -> Array:
         """Logits [B, classes] of tokens [B, T]; -1 is none."""
         valid = tokens >= 0
-        x = embedded(self, "embedding", self.vocabulary, self.embedding, 0.1, tokens)
+        x = embedded(self, "embedding", self.vocabulary, self.embedding, 0.02, tokens)
         stack = Stack(cell=self.cell, width=self.width, layers=self.layers,
                       bidirectional=self.bidirectional, dropout=self.embedding_dropout,
                       name="stack")

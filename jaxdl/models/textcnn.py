@@ -62,7 +62,7 @@ class TextCNN(nn.Module):
     def __call__(self, tokens: Array, train: bool) -> Array:
         """Logits [B, classes] of tokens [B, T]; -1 is none."""
         valid = tokens >= 0
-        x = embedded(self, "embedding", self.vocabulary, self.embedding, 0.1, tokens)
+        x = embedded(self, "embedding", self.vocabulary, self.embedding, 0.02, tokens)
         x = jnp.where(valid[..., None], Dropout(self.embedding_dropout)(x, train), 0)  # [B, T, E]
         found = []
         for width in self.widths:
