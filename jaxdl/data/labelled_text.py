@@ -249,7 +249,8 @@ class MovieReviews(LabelledTexts):
 
     A logistic regression on TF-IDF of words and pairs of words is right for 89.4 % of the test set
     (scikit-learn's TfidfVectorizer with ngram_range=(1, 2), min_df=2 and sublinear_tf=True, and
-    LogisticRegression with C=10). The reviews carry no licence that lets them be passed on.
+    LogisticRegression with C=10) on the package's own texts, and for 89.2 % without markup and
+    duplicates, as they are here. The reviews carry no licence that lets them be passed on.
     """
 
     labels: tuple[str, ...] = ("negative", "positive")
