@@ -221,8 +221,8 @@ def drawn(charts: page.Charts, title: str, x: Sequence[float],
 
 
 def seen(subject: Subject) -> str:
-    """The first inputs, decoded back: images as pictures, text by the task's `decode` if it has
-    one, anything else as numbers; each with its targets."""
+    """The first inputs, decoded back: images as pictures, text by the `decode` of the task or of the
+    data if either has one, anything else as numbers; each with its targets."""
     batch = {k: np.asarray(x) for k, x in subject.batch(subject.train, PICTURES).items()}
     out = []
     for i in range(len(batch["mask"])):
@@ -241,8 +241,9 @@ def seen(subject: Subject) -> str:
 
 
 def _short(x: np.ndarray, subject: Subject) -> str:
-    if hasattr(subject.task, "decode") and np.issubdtype(x.dtype, np.integer) and x.ndim:
-        return str(subject.task.decode(x))
+    decode = getattr(subject.task, "decode", getattr(subject.experiment.data, "decode", None))
+    if decode is not None and np.issubdtype(x.dtype, np.integer) and x.ndim:
+        return str(decode(x))
     if x.ndim == 0:
         return f"{x.item():.4g}" if np.issubdtype(x.dtype, np.floating) else str(x.item())
     values = " ".join(f"{v:.3g}" for v in x.ravel()[:24])

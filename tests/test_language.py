@@ -13,7 +13,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import cli, config, record
+from jaxdl import check, cli, config, record
+from jaxdl.checks.subject import Subject
 from jaxdl.data.text import TextFile
 from jaxdl.data.tokenizers import FILE, Bytes, load, saved
 from jaxdl.errors import UserError
@@ -106,6 +107,12 @@ def test_a_model_that_lacks_tokens_is_refused(tmp_path):
         model=Bert(vocabulary=28, layers=1, width=8, heads=1, block=16)))
     with pytest.raises(UserError, match="has 28 tokens, and the task 1 more; expected at least"):
         splits(masked)
+
+
+def test_a_check_shows_the_text_that_the_network_sees(tmp_path):
+    page = check.seen(Subject(experiment(tmp_path, GPT.clone(vocabulary=28, block=16)), steps=3))
+    rows = re.findall(r"<pre>([^<]*)</pre>", page)
+    assert rows and all(row in TEXT and len(row) == 16 for row in rows)
 
 
 # predict --prompt.
