@@ -4,16 +4,15 @@ One interface serves attention with its cache and recurrence with its state:
 
     step(cache, tokens [B]) -> (logits [B, V] of what follows, cache)
 
-where a cache is any pytree of arrays whose first axis counts rows, but for leaves of scanned
-layers, which `reordered` knows by their place. `Continues` makes that of a language model.
+where a cache is any pytree of arrays; a model whose leaves do not all count rows by their first
+axis says so by `row_axes`. `Continues` makes that of a language model.
 
 Rows do not know of each other: a row's tokens are a function of its prompt and its key alone, so
 that neither padding nor the composition of a batch changes an output.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -36,7 +35,7 @@ class Sampling:
       repetition_penalty: logits of tokens that the row has already are divided by it if positive,
         else multiplied (Keskar et al. 2019, section 4.1); None for no penalty.
       temperature: by which logits are divided; None takes the likeliest token (greedy).
-      top_k: only the k likeliest tokens; None for all.
+      top_k: only the k likeliest tokens, and those just as likely as the k-th; None for all.
       top_p: only the likeliest tokens whose probabilities together reach p (Holtzman et al. 2020,
         section 3.1); None for all.
       min_p: only tokens at least min_p times as likely as the likeliest (Nguyen et al. 2024,
@@ -291,17 +290,7 @@ class Continues:
         return jax.tree.map(lambda x: 0, cache) if known is None else known(cache)
 
 
-@partial(jax.jit, static_argnames=("model", "length", "tokens", "sampling", "stop"))
-def sampled(model: Any, variables: Any, prompt: Array, keys: Array, *, length: int, tokens: int,
-            sampling: Sampling, stop: tuple[int, ...]) -> Array:
-    """Tokens [B, N] after prompts [B, P], compiled for each shape."""
-    lm = Continues(model, variables)
-    logits, cache = lm.prompted(prompt, length)
-    return generate(lm.step, begin(logits, cache, prompt), keys, tokens=tokens, sampling=sampling,
-                    stop=stop)[1]
-
-
-def padded(rows: "list[np.ndarray]", length: int | None = None) -> np.ndarray:
+def padded(rows: Sequence[np.ndarray], length: int | None = None) -> np.ndarray:
     """Rows of tokens as one array [B, P], filled up with -1 at the end."""
     size = max(map(len, rows)) if length is None else length
     out = np.full((len(rows), size), -1, np.int32)

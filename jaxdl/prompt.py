@@ -146,7 +146,7 @@ def searched(compiled: Compiled, prompts: Sequence[np.ndarray], tokens: int, bea
                                   stop=generator.stop, alpha=alpha, best=best,
                                   axes=generator.axes(cache))
 
-    return jax.device_get(search(jnp.asarray(decode.padded(list(prompts)))))
+    return jax.device_get(search(jnp.asarray(decode.padded(prompts))))
 
 
 def variables_of(task: Any, run: Path, step: int) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from jaxdl.decode import (
     begin,
     generate,
     padded,
-    sampled,
 )
 from jaxdl.models.ngram import NeuralNgram
 from jaxdl.models.rnn import RNN
@@ -42,6 +41,18 @@ GREEDY = Sampling(temperature=None)
 def variables(model, seed=0):
     found = jax.jit(lambda: model.init(jax.random.key(seed), jnp.zeros((1, 4), int), train=False))()
     return jax.tree.map(lambda x: 3 * x, found)  # so that the next token is not always the same
+
+
+def sampled(model, held, prompt, keys, *, length, tokens, sampling, stop):
+    """Tokens [B, N] after prompts [B, P]."""
+    @jax.jit
+    def run(prompt, keys):
+        lm = Continues(model, held)
+        logits, cache = lm.prompted(prompt, length)
+        return generate(lm.step, begin(logits, cache, prompt), keys, tokens=tokens,
+                        sampling=sampling, stop=stop)[1]
+
+    return run(jnp.asarray(prompt), keys)
 
 
 @pytest.mark.parametrize("name", MODELS)
