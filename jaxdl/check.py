@@ -221,8 +221,8 @@ def drawn(charts: page.Charts, title: str, x: Sequence[float],
 
 
 def seen(subject: Subject) -> str:
-    """The first inputs, decoded back: images as pictures, text by the `decode` of the task or of the
-    data if either has one, anything else as numbers; each with its targets."""
+    """The first inputs, decoded back: images as pictures, text by `decode` of the task or the data
+    if either has it, anything else as numbers; each with its targets."""
     batch = {k: np.asarray(x) for k, x in subject.batch(subject.train, PICTURES).items()}
     out = []
     for i in range(len(batch["mask"])):

@@ -290,7 +290,8 @@ def _debian(file: IO[bytes]) -> IO[bytes]:
     """The archive of files in a Debian package, itself an archive of ar(5)'s form: behind its first
     bytes come headers of 60 bytes, each with its member, which begins at an even place."""
     while len(header := file.read(60)) == 60 and header.endswith(b"`\n"):
-        size = int(header[48:58])
+        if (size := int(header[48:58])) < 0:  # One would go back and read for ever.
+            raise tarfile.ReadError("a negative size")
         if header.startswith(b"data.tar"):
             return io.BytesIO(file.read(size))
         file.seek(size + size % 2, os.SEEK_CUR)

@@ -9,7 +9,6 @@ import bz2
 import lzma
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from jaxdl.errors import UserError
 
 LARGEST = 1 << 30  # bytes of one data set
+INDEX = 1 << 24  # bytes of an index
 DEPTH = 100  # of lists in lists
 
 
@@ -47,10 +47,9 @@ def _index(base: Path) -> dict[str, Any]:
     path = base.with_suffix(".rdx")
     try:
         packed = path.read_bytes()
-        decompress: Callable[[bytes], bytes] = (
-            bz2.decompress if packed[:3] == b"BZh" else lzma.decompress
-            if packed[:6] == b"\xfd7zXZ\0" else lambda x: zlib.decompress(x, 47))
-        return dict(_Reader(decompress(packed)).value()["variables"])
+        opened: Any = (bz2.BZ2Decompressor() if packed[:3] == b"BZh" else lzma.LZMADecompressor()
+                       if packed[:6] == b"\xfd7zXZ\0" else zlib.decompressobj(47))
+        return dict(_Reader(opened.decompress(packed, INDEX)).value()["variables"])
     except (OSError, EOFError, ValueError, IndexError, KeyError, TypeError, struct.error,
             zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path}: not the index of an R package's data ({error}).") from error
@@ -157,6 +156,8 @@ class _Reader:
         name = next(iter(about.values())) if isinstance(about, dict) else ""
         if name == "compact_intseq":
             count, first, step = (int(x) for x in state)
+            if not 0 <= count <= LARGEST // 8:
+                raise ValueError(f"a range of {count:,} numbers")
             return first + step * np.arange(count)
         if name in ("wrap_string", "wrap_integer", "wrap_real"):
             return state[0] if isinstance(state, list) else next(iter(state.values()))
