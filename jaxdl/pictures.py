@@ -110,7 +110,7 @@ class Material:
       batch_size: that fits the device.
       seed: of the experiment.
       names: of the classes, where the data knows them.
-      tokenizer: of the data, where it has one.
+      data: as the experiment declares it, for what else it knows.
       tsne: whether to embed by t-SNE too, which takes longer.
       advance: called with the number of examples that were looked at.
     """
@@ -120,7 +120,7 @@ class Material:
     batch_size: int
     seed: int = 0
     names: Sequence[str] | None = None
-    tokenizer: Any = None
+    data: Any = None
     tsne: bool = False
     advance: Callable[[int], None] = lambda count: None
 

@@ -444,7 +444,7 @@ def shown_by_task(run: Logged, modules: Sequence[str],
                 source=opened, split=split, batch_size=min(experiment.batch_size, BATCH),
                 seed=experiment.seed,
                 names=getattr(experiment.data, "names", None), tsne=tsne, advance=advance,
-                tokenizer=getattr(getattr(experiment.data, "content", None), "tokenizer", None)))
+                data=experiment.data))
 
     return step, one_by_one()
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxdl.data import text
 from jaxdl.data.source import assemble
 from jaxdl.data.text import END, Lines, Stream, TextFile, place, read_text
 from jaxdl.data.tokenizers import BPE, FILE, Bytes, Characters, Saved, Words, load, saved
@@ -42,10 +43,10 @@ def test_tokenizers_come_back_from_a_file(kind, special, tmp_path):
 
 @settings(max_examples=30, deadline=None)
 @given(st.text())
-def test_any_text_comes_back(text):
+def test_any_text_comes_back(some):
     for kind in (Bytes(), Characters()):
-        fitted = kind.fit([text], ("<end>",))
-        assert fitted.decode(fitted.encode(text)) == text
+        fitted = kind.fit([some], ("<end>",))
+        assert fitted.decode(fitted.encode(some)) == some
 
 
 def test_characters_that_are_none_of_the_vocabulary():
@@ -160,6 +161,15 @@ def test_texts_that_are_of_no_use(content, said, tmp_path):
     with pytest.raises(UserError, match=said) as raised:
         TextFile(path=str(path), block=8, train=0.8).open("train")
     assert "\n" not in str(raised.value)
+
+
+def test_a_text_with_more_places_than_ids(tmp_path, monkeypatch):
+    path = tmp_path / "mine.txt"
+    path.write_text("ab" * 100)
+    monkeypatch.setattr(text, "IDS", 187)
+    assert TextFile(path=str(path), block=7).open("train").size == 26  # of 180 tokens
+    with pytest.raises(UserError, match="the split 'train' has 180 tokens; 179 can be told apart"):
+        TextFile(path=str(path), block=8).open("train")
 
 
 def test_the_line_of_a_wrong_byte(tmp_path):

@@ -241,6 +241,6 @@ def test_a_report_shows_answers():
     batch = {**data.read(np.arange(2)), "mask": np.ones(2)}
     state = task.init(jax.random.key(0), batch, optax.sgd(1.))
     picture, = task.pictures(state, Material(source=lambda split: data, split="test",
-                                             batch_size=2, tokenizer=TOKENIZER))
+                                             batch_size=2))
     assert sorted(picture.captions) == ["one", "three", "two"]
     assert any(parts[0][0] == "expected: abc\nanswered: " for parts in picture.texts)

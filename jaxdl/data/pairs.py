@@ -7,14 +7,14 @@ target, and "next" [B, T], the target and then "<end>"; -1 is none, at the end o
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from jaxdl.config import Fraction, Size
 from jaxdl.data.corpora import KJV, REINA_VALERA, verses
 from jaxdl.data.debian import package
-from jaxdl.data.source import Batch, Source, Transform, epoch_index, permutation, transformed
+from jaxdl.data.source import Batch, OnHost, Source, epoch_index, permutation
 from jaxdl.data.text import END, Texts, read_text, text_files
 from jaxdl.data.tokenizers import BPE, NONE, Kind, Tokenizer
 from jaxdl.errors import UserError, shown
@@ -23,8 +23,8 @@ POOL = 32  # batches of examples that are sorted by length together
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairRows:
-    """A source of pairs; read on the host.
+class PairRows(OnHost):
+    """A source of pairs.
 
     Of 32 batches of examples in the random order of an epoch, those of like length come together
     (and the batches in a random order), each padded to the least of `buckets` that they fit into.
@@ -37,7 +37,6 @@ class PairRows:
       buckets: (tokens of a source, tokens of a target and its "<end>"), increasing.
       tokenizer: of both sides, for evaluators that compare texts.
       texts: the pairs themselves, for the same.
-      transforms: applied in order, inside the step.
     """
 
     source: Sequence[np.ndarray]
@@ -45,7 +44,6 @@ class PairRows:
     buckets: tuple[tuple[int, int], ...]
     tokenizer: Tokenizer
     texts: Sequence[tuple[str, str]] = ()
-    transforms: tuple[Transform, ...] = ()
     lengths: np.ndarray = field(init=False, repr=False)  # the bucket of each pair
 
     def __post_init__(self) -> None:
@@ -53,10 +51,6 @@ class PairRows:
                                                                strict=True)]).reshape(-1, 2)
         fits = (sizes[:, None] <= np.array(self.buckets)).all(-1)  # [N, buckets]
         object.__setattr__(self, "lengths", fits.argmax(1))
-
-    @property
-    def arrays(self) -> None:
-        return None
 
     @property
     def size(self) -> int:
@@ -96,9 +90,6 @@ class PairRows:
             following[row, :len(wanted)], following[row, len(wanted)] = wanted, end
         found = {"source": source, "tokens": tokens, "next": following}
         return {name: x.reshape(*index.shape, -1) for name, x in found.items()}
-
-    def transform(self, batch: Batch, key: Any) -> Batch:
-        return transformed(self.transforms, batch, key)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,12 @@ class Source(Protocol):
 
 
 class Data(Protocol):
-    """A data set as an experiment declares it; a frozen dataclass."""
+    """A data set as an experiment declares it; a frozen dataclass.
+
+    It may have two methods more: `check(experiment)` raises a UserError where the rest of the
+    experiment does not suit it (a model that lacks classes or tokens), before there is a run; and
+    `files()` gives what a run shall keep of it, {name: bytes} (a tokenizer).
+    """
 
     @property
     def stand_in(self) -> "StandIn | None": ...
@@ -174,20 +179,32 @@ class Arrays:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Records:
-    """A source read example by example on the host, in threads, ahead of the step.
+class OnHost:
+    """What sources have in common that are read on the host, in threads, ahead of the step.
 
     Attributes:
-      examples: random access to examples as dicts of equally shaped NumPy arrays, and their number.
       transforms: applied in order, inside the step.
     """
 
-    examples: Sequence[Mapping[str, np.ndarray]]
     transforms: tuple[Transform, ...] = ()
 
     @property
     def arrays(self) -> None:
         return None
+
+    def transform(self, batch: Batch, key: Array) -> Batch:
+        return transformed(self.transforms, batch, key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Records(OnHost):
+    """A source read example by example.
+
+    Attributes:
+      examples: random access to examples as dicts of equally shaped NumPy arrays, and their number.
+    """
+
+    examples: Sequence[Mapping[str, np.ndarray]]
 
     @property
     def size(self) -> int:
@@ -217,9 +234,6 @@ class Records:
             raise
         except Exception as error:
             raise UserError(f"data: example {i} cannot be read: {told(error)}.") from error
-
-    def transform(self, batch: Batch, key: Array) -> Batch:
-        return transformed(self.transforms, batch, key)
 
 
 def _stacked(ids: Sequence[int], rows: Sequence[Mapping[str, Any]]) -> Batch:

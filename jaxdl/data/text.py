@@ -18,22 +18,22 @@ from jaxdl.config import Fraction, Size, leaves
 from jaxdl.data.source import (
     Arrays,
     Batch,
+    OnHost,
     Source,
     StandIn,
-    Transform,
     epoch_index,
     permutation,
-    transformed,
 )
 from jaxdl.data.tokenizers import FILE, NONE, Characters, Kind, Tokenizer, encode_all, saved
 from jaxdl.errors import UserError, nearest, shown
 
+IDS = 2 ** 31 - 1  # the largest id of an example, and so of a place in a stream
 END = "<end>"  # special token around each of many texts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stream:
-    """A source of rows of one long sequence of tokens; read on the host.
+class Stream(OnHost):
+    """A source of rows of one long sequence of tokens.
 
     In each epoch the rows lie elsewhere: they begin at a place between 0 and `block` that the seed
     and the epoch choose. Example i of that epoch is i + rows * place: an id says all that `read`
@@ -46,18 +46,12 @@ class Stream:
       starts: where documents begin in them, if there are several that shall not see each other;
         batches then have "segment" [B, T], the number of the document in its row.
       characters: how many characters of text the tokens but the first stand for.
-      transforms: applied in order, inside the step.
     """
 
     stored: np.ndarray
     block: int
     starts: np.ndarray | None = None
     characters: int | None = None
-    transforms: tuple[Transform, ...] = ()
-
-    @property
-    def arrays(self) -> None:
-        return None
 
     @property
     def size(self) -> int:
@@ -84,9 +78,6 @@ class Stream:
             number = np.searchsorted(self.starts, at[..., :-1], "right")
             batch["segment"] = (number - number[..., :1]).astype(np.int32)
         return batch
-
-    def transform(self, batch: Batch, key: Any) -> Batch:
-        return transformed(self.transforms, batch, key)
 
 
 def place(seed: int, epoch: int, block: int) -> int:
@@ -235,6 +226,9 @@ class LongText(Texts):
         if len(stored) < self.block + 1 and split == "train":
             raise UserError(f"{type(self).__name__}: the split 'train' has {len(stored):,} tokens, "
                             f"fewer than a row of block={self.block} and the token after it.")
+        if len(stored) + self.block > IDS:  # Longer ones would begin again at negative places.
+            raise UserError(f"{type(self).__name__}: the split {split!r} has {len(stored):,} "
+                            f"tokens; {IDS - self.block:,} can be told apart.")
         if len(stored) < 2:
             raise UserError(f"{type(self).__name__}: the split {split!r} has {len(stored):,} "
                             f"tokens; train={self.train:g} leaves too little of it.")

@@ -59,7 +59,8 @@ class LanguageModel(LossTask):
 
     def pictures(self, state: TrainState, material: Material) -> Iterator[Picture]:
         """What it writes, and what of the test text it did not expect."""
-        generator = self.generator(self.variables(state), material.tokenizer)
+        tokenizer = material.data.content.tokenizer
+        generator = self.generator(self.variables(state), tokenizer)
         source = material.source(material.split)
         ids = some(source, SHORT_SAMPLES if generator.stop else SAMPLES)
         rows = [np.asarray(x)[np.asarray(x) >= 0] for x in source.read(ids)["tokens"]]
@@ -73,7 +74,7 @@ class LanguageModel(LossTask):
             for parts, row in zip(made, lot, strict=True):
                 parts.append(row[row >= 0])
             material.advance(lot.size)
-        decode = material.tokenizer.decode
+        decode = tokenizer.decode
         given = "" if generator.stop else "; shaded: the prompt, a part of the test text"
         yield Texts(title="What it writes", note=f"temperature 0.8{given}", texts=[
             [(decode(prompt), 0.15), (decode(np.concatenate(parts)), 0.)]

@@ -61,14 +61,14 @@ class Seq2Seq(LossTask):
     def pictures(self, state: TrainState, material: Material) -> Iterator[Picture]:
         """Some answers to the test data."""
         source: Any = material.source(material.split)
-        model = Answers(self.model, self.variables(state), material.tokenizer)
+        model = Answers(self.model, self.variables(state), source.tokenizer)
         ids = some(source, ANSWERED)
         answer = jax.jit(lambda asked: decoded(model, asked, asked.shape[1], None, 0.))
         rows = answer(jnp.asarray(source.read(ids)["source"]))
         material.advance(len(ids))
         yield Texts(title="What it answers", captions=[source.texts[i][0] for i in ids], texts=[
             [(f"expected: {source.texts[i][1]}\nanswered: ", 0.),
-             (material.tokenizer.decode(row), 0.15)]
+             (source.tokenizer.decode(row), 0.15)]
             for i, row in zip(ids, np.asarray(rows), strict=True)], note="greedy decoding")
 
     def generator(self, variables: Any, tokenizer: Tokenizer) -> "Answers":
