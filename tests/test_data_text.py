@@ -180,8 +180,8 @@ def test_the_line_of_a_wrong_byte(tmp_path):
 
 
 def test_a_folder_of_texts_and_paths_that_are_wrong(tmp_path):
-    for name, text in (("b.txt", "second"), ("a.txt", "first"), ("c.md", "no")):
-        (tmp_path / name).write_text(text)
+    for name, content in (("b.txt", "second"), ("a.txt", "first"), ("c.md", "no")):
+        (tmp_path / name).write_text(content)
     assert TextFile(path=str(tmp_path)).whole() == "first\nsecond"
     with pytest.raises(UserError, match=r"no such file or folder. Did you mean '.*a.txt'"):
         TextFile(path=str(tmp_path / "a.tx")).prepare()
