@@ -5,7 +5,7 @@
 The dictionary is learned from the training pairs of `BibleVerses` by IBM's first model (Brown et
 al. 1993, section 4.1): t(e | f) by five rounds of expectation and maximisation. Each word of a
 source becomes the likeliest one of the target; words that are not known are copied. BLEU and chrF
-are those of `jaxdl.tasks.seq2seq.scores`, on all test pairs.
+are those of `jaxdl.tasks.seq2seq`, on all test pairs.
 """
 
 import re
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from jaxdl.data.pairs import BibleVerses
 from jaxdl.data.tokenizers import Words
-from jaxdl.tasks.seq2seq import scores
+from jaxdl.tasks.seq2seq import bleu, chrf
 
 ROUNDS = 5
 WORDS = re.compile(r"\w+|[^\w\s]")
@@ -58,8 +58,8 @@ def main() -> None:
     print("| baseline | BLEU | chrF |\n| --- | --- | --- |")
     for name, answers in (("the source itself", [a for a, _ in test]),
                           ("word for word", [by_words(a, known) for a, _ in test])):
-        found = scores(answers, [b for _, b in test])
-        print(f"| {name} | {found['bleu']:.2f} | {found['chrf']:.1f} |")
+        wanted = [b for _, b in test]
+        print(f"| {name} | {bleu(answers, wanted):.2f} | {chrf(answers, wanted):.1f} |")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def config() -> Experiment:
         task=Seq2Seq(model=LUONG),
         data=ReversedWords(tokenizer=Characters(), longest=16),
         optimizer=Adam(learning_rate=Cosine(peak=3e-3, warmup=0.05), clip=1.),
-        evals={"test": Translation(every=500, tokens=16, batch_size=256)},
+        evals={"test": Translation(every=500, tokens=16, scores=("exact",), batch_size=256)},
         best=Best(metric="test/exact"),
         steps=2_000, batch_size=64, log_every=100,
     )

@@ -882,10 +882,10 @@ def _unknown(key: str, hints: Mapping[str, Any], tree: Mapping[str, Any]) -> str
 
 
 def _items(text: str, hint: Any) -> list[str]:
-    """The items of a tuple: `1,2` or `(1, 2)`; strings, which may be regexes, as a Python tuple
-    `("a.*", "b")` or one string as it is."""
+    """The items of a tuple: `1,2` or `(1, 2)`, and of words to choose from likewise, with quotes or
+    without; strings, which may be regexes, as a Python tuple `("a.*", "b")` or one as it is."""
     if "str" not in config.describe(hint):
-        return [v.strip() for v in text.strip("()[]").split(",") if v.strip()]
+        return [v.strip(" '\"") for v in text.strip("()[]").split(",") if v.strip()]
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):

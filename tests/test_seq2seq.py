@@ -21,7 +21,7 @@ from jaxdl.experiment import Experiment, Mesh
 from jaxdl.models.encoder_decoder import EncoderDecoder
 from jaxdl.models.seq2seq import Seq2SeqRNN
 from jaxdl.optimizer import Adam, Constant
-from jaxdl.tasks.seq2seq import Answers, Seq2Seq, Translation, decoded, scores
+from jaxdl.tasks.seq2seq import Answers, Seq2Seq, Translation, bleu, chrf, decoded, exact
 from jaxdl.train import Program
 
 V = 9
@@ -212,10 +212,11 @@ def test_marks_without_blanks():
 def test_scores_are_those_of_sacrebleu():
     pytest.importorskip("sacrebleu", reason="pip install 'jaxdl[text]'")
     texts = ["the cat is on the mat", "hello there"]
-    found = scores(texts, texts)
-    assert found["exact"] == 1. and found["chrf"] == 100. and round(found["bleu"]) == 100
-    found = scores(["the cat sat on the mat", "hello there"], texts)
-    assert found["exact"] == 0.5 and 30 < found["bleu"] < 90
+    assert exact(texts, texts) == 1. and chrf(texts, texts) == 100.
+    assert round(bleu(texts, texts)) == 100
+    other = ["the cat sat on the mat", "hello there"]
+    assert exact(other, texts) == 0.5 and 30 < bleu(other, texts) < 90
+    assert bleu(["one"], ["one"]) == 0.  # which is why it can be left out
 
 
 def test_translations_are_measured_and_shown(tmp_path):
@@ -229,6 +230,7 @@ def test_translations_are_measured_and_shown(tmp_path):
                       devices=devices, folder=tmp_path)
     found = Translation(tokens=4, beams=2)(task, state, context)
     assert set(found) == {"bleu", "chrf", "exact"}
+    assert set(Translation(tokens=4, scores=("exact",))(task, state, context)) == {"exact"}
     text = (tmp_path / "translations_test.txt").read_text()
     assert text.startswith("step 7\n") and text.count("expected: ") == 3 and "three" in text
 

@@ -1,8 +1,8 @@
 """From one sequence to another: translation, and whatever else comes as pairs of texts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -121,9 +121,8 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Translation:
-    """BLEU (Papineni et al. 2002) and chrF (Popovic 2015) of what is generated for a split, by
-    sacreBLEU with its standard options (13a tokens, case counts); and `exact`, the share of targets
-    that are met to the letter. Writes some examples into the run, as translations_NAME.txt.
+    """What is generated for a split, against its targets. Writes some examples into the run, as
+    translations_NAME.txt.
 
     Attributes:
       split: of pairs.
@@ -131,6 +130,10 @@ class Translation:
       tokens: of an answer, at most.
       beams: of the search; None takes the likeliest token each time.
       length_penalty: of the search.
+      scores: "bleu" (Papineni et al. 2002) and "chrf" (Popovic 2015) are sacreBLEU's with its
+        standard options (13a tokens, case counts), from 0 to 100; "exact" is the share of targets
+        that are met to the letter. BLEU counts groups of up to four words: of answers that are
+        shorter it is 0, however right they are.
       batch_size: None for the experiment's.
     """
 
@@ -139,6 +142,7 @@ class Translation:
     tokens: Size = 64
     beams: Size | None = None
     length_penalty: NonNegative = 0.6
+    scores: tuple[Literal["bleu", "chrf", "exact"], ...] = ("bleu", "chrf", "exact")
     batch_size: Size | None = None
 
     def __call__(self, task: Any, state: Any, context: Context) -> Mapping[str, float]:
@@ -159,7 +163,7 @@ class Translation:
                      for a, b, c in zip(asked, wanted, texts, strict=True)]
             (context.folder / f"translations_{context.name}.txt").write_text(
                 f"step {context.step:,}\n\n" + "\n".join(lines[:SHOWN]), encoding="utf-8")
-        return scores(texts, wanted)
+        return {name: SCORES[name](texts, wanted) for name in self.scores}
 
 
 def decoded(model: Answers, source: Array, tokens: int, beams: int | None, alpha: Any) -> Array:
@@ -173,12 +177,28 @@ def decoded(model: Answers, source: Array, tokens: int, beams: int | None, alpha
                        alpha=alpha, axes=model.axes(cache))[0][:, 0]
 
 
-def scores(texts: Any, wanted: Any) -> dict[str, float]:
-    """BLEU and chrF, from 0 to 100, and the share of texts that are exactly as wanted."""
+def bleu(texts: Sequence[str], wanted: Sequence[str]) -> float:
+    """sacreBLEU's corpus BLEU, from 0 to 100."""
+    return _sacrebleu().corpus_bleu(list(texts), [list(wanted)]).score
+
+
+def chrf(texts: Sequence[str], wanted: Sequence[str]) -> float:
+    """sacreBLEU's corpus chrF, from 0 to 100."""
+    return _sacrebleu().corpus_chrf(list(texts), [list(wanted)]).score
+
+
+def exact(texts: Sequence[str], wanted: Sequence[str]) -> float:
+    """The share of texts that are as wanted."""
+    return float(np.mean([a == b for a, b in zip(texts, wanted, strict=True)]))
+
+
+SCORES = {"bleu": bleu, "chrf": chrf, "exact": exact}
+
+
+def _sacrebleu() -> Any:
     try:
         import sacrebleu
     except ImportError as error:
-        raise UserError("BLEU takes the library sacrebleu: pip install 'jaxdl[text]'.") from error
-    return {"bleu": sacrebleu.corpus_bleu(list(texts), [list(wanted)]).score,
-            "chrf": sacrebleu.corpus_chrf(list(texts), [list(wanted)]).score,
-            "exact": float(np.mean([a == b for a, b in zip(texts, wanted, strict=True)]))}
+        raise UserError("BLEU and chrF take the library sacrebleu: pip install "
+                        "'jaxdl[text]'.") from error
+    return sacrebleu
