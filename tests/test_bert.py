@@ -1,6 +1,7 @@
 """BERT: its published size, what its tokens see, and the tokens that are hidden from it."""
 
 import math
+import re
 
 import chex
 import jax
@@ -9,7 +10,9 @@ import numpy as np
 import optax
 import pytest
 
+from jaxdl.data.text import TextFile
 from jaxdl.models.bert import Bert
+from jaxdl.pictures import Material, Texts
 from jaxdl.task import named
 from jaxdl.tasks.masked_language import MaskedLanguageModel
 
@@ -85,17 +88,39 @@ def batch(rows, index):
 
 def test_tokens_are_hidden_as_the_paper_says():
     task = MaskedLanguageModel(model=SMALL.clone(vocabulary=1_000))
-    rows = np.full((400, 100), 500)
-    rows[:, 90:] = -1
-    given, target = task.hide(batch(rows, np.arange(400)), jax.random.key(1))
-    asked = np.asarray(target) >= 0
-    assert not asked[:, 90:].any() and (np.asarray(target)[asked] == 500).all()
-    given = np.asarray(given)
+    rows = np.random.default_rng(0).integers(0, 999, (400, 100))
+    rows[:200, 40:] = -1
+    rows[0, 1:] = -1
+    given, places, target = map(np.asarray, task.hide(batch(rows, np.arange(400)),
+                                                      jax.random.key(1)))
+    assert places.shape == target.shape == (400, 15)
+    assert list((target >= 0).sum(1)[[0, 1, 200]]) == [1, 6, 15]
+    asked = np.zeros(rows.shape, bool)
+    for i, (row, wanted) in enumerate(zip(places, target, strict=True)):
+        assert len(set(row)) == 15
+        asked[i, row[wanted >= 0]] = True
+    own = np.take_along_axis(rows, places, 1)[target >= 0]
+    assert (own == target[target >= 0]).all()
     assert (given[~asked] == rows[~asked]).all()
-    share = asked[:, :90].mean()
-    masked, same = (given[asked] == 999).mean(), (given[asked] == 500).mean()
-    np.testing.assert_allclose([share, masked, same], [0.15, 0.8, 0.1], atol=0.015)
+    masked, same = (given[asked] == 999).mean(), (given[asked] == rows[asked]).mean()
+    np.testing.assert_allclose([masked, same], [0.8, 0.1], atol=0.015)
     assert len(np.unique(given[asked])) > 200
+    assert np.ptp(asked[200:].sum(0)) < 50  # each place as often as another: 30 times
+
+
+def test_a_row_without_tokens_is_asked_of_nothing():
+    task = MaskedLanguageModel(model=SMALL)
+    given, _, target = task.hide(batch(np.full((1, 6), -1), [0]), jax.random.key(1))
+    assert (np.asarray(given) == -1).all() and (np.asarray(target) == -1).all()
+
+
+@pytest.mark.parametrize("output", ["tokens", "labels"])
+def test_some_places_have_the_logits_that_all_have(output):
+    model, places = SMALL.clone(output=output), np.array([[4, 0], [2, 1]])
+    held = variables(model)
+    every = model.apply(held, ROWS, False)
+    some = model.apply(held, ROWS, False, places=places)
+    chex.assert_trees_all_close(some, np.take_along_axis(every, places[..., None], 1), atol=1e-6)
 
 
 def test_an_example_is_evaluated_alike_in_any_batch():
@@ -108,3 +133,23 @@ def test_an_example_is_evaluated_alike_in_any_batch():
     assert float(both["loss"].count) > 1
     other = task.evaluate(state, batch(ROWS, [5, 8]))
     assert float(other["loss"].total) != float(both["loss"].total)
+
+
+def test_a_report_shows_what_it_fills_in(tmp_path):
+    (tmp_path / "text.txt").write_text("abcdefghij" * 40)
+    data = TextFile(path=str(tmp_path / "text.txt"), block=10)
+    task = MaskedLanguageModel(model=SMALL.clone(block=10), hidden=0.3)
+    state = task.init(jax.random.key(0), batch(data.open("test").read(np.arange(2))["tokens"],
+                                               [0, 1]), optax.sgd(1.))
+    picture, = task.pictures(state, Material(source=data.open, split="test", batch_size=3,
+                                             data=data))
+    assert isinstance(picture, Texts)
+    assert len(picture.texts) == 4
+    for number, parts in enumerate(picture.texts[:3]):  # the last row may be shorter
+        assert [text[0] for text, _ in parts] == list("abcdefghij"), number
+        hidden = [text for text, shade in parts if shade]
+        assert len(hidden) == 3
+        # It has eleven tokens, the last of which is the mask.
+        assert all(text[1:] == "" or re.fullmatch(r" \[([a-j]|the mask)\]", text[1:])
+                   for text in hidden)
+        assert all(len(text) == 1 for text, shade in parts if not shade)

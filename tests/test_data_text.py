@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jaxdl.data import text
 from jaxdl.data.source import assemble
 from jaxdl.data.text import END, Lines, Stream, TextFile, place, read_text
-from jaxdl.data.tokenizers import BPE, FILE, Bytes, Characters, Saved, Words, load, saved
+from jaxdl.data.tokenizers import BPE, FILE, Bytes, Characters, Saved, Words, load, pieces, saved
 from jaxdl.errors import UserError
 
 PROSE = ("It is a truth universally acknowledged, that a single man in possession of a good "
@@ -47,6 +47,19 @@ def test_any_text_comes_back(some):
     for kind in (Bytes(), Characters()):
         fitted = kind.fit([some], ("<end>",))
         assert fitted.decode(fitted.encode(some)) == some
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_make_the_text_that_all_tokens_have(kind):
+    pytest.importorskip("tokenizers", reason="pip install 'jaxdl[text]'")
+    fitted = kind.fit([PROSE], ("<end>",))
+    tokens = [0, *fitted.encode("a man… of wife")]
+    found = pieces(fitted, tokens)
+    assert len(found) == len(tokens) and found[0] == ""
+    assert "".join(found) == fitted.decode(tokens)
+    if isinstance(kind, Words):
+        assert found[:3] == ["", "a", " man"]
+    assert pieces(fitted, []) == []
 
 
 def test_characters_that_are_none_of_the_vocabulary():

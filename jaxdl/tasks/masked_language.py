@@ -1,30 +1,36 @@
 """Masked language models: what was a token that is hidden?"""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdl.config import Fraction
+from jaxdl.data.tokenizers import pieces
+from jaxdl.pictures import Material, Picture, Texts, read, some
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
-from jaxdl.tasks.language import counted
+from jaxdl.tasks.language import SURPRISE, counted
 
 Array = jax.Array
+TEXTS = 4  # of a report
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedLanguageModel(LossTask):
     """Cross-entropy of hidden tokens, given all others: Devlin et al. (2019), section 3.1, task 1.
 
-    Of the tokens a share is chosen at random; of these 80 % become the mask, 10 % some other token,
-    and 10 % stay as they are. The mask is the model's last token, which no tokenizer may have. In
-    evaluation the choice is always the same for an example, whatever batch it is in. A batch has
-    "tokens" int32 [B, T], -1 for none, "index" and "mask" [B].
+    Of the tokens of a row a share is chosen at random, one at least; of these 80 % become the mask,
+    10 % some other token, and 10 % stay as they are. The mask is the model's last token, which no
+    tokenizer may have. In evaluation the choice is always the same for an example, whatever batch
+    it is in. A batch has "tokens" int32 [B, T], -1 for none, "index" and "mask" [B].
 
     Attributes:
-      model: called as model(tokens, train), returns logits [B, T, vocabulary].
+      model: called as model(tokens, train, places=...), returns the logits of the tokens at places
+        [B, K]: [B, K, vocabulary].
       hidden: share of the tokens that is chosen.
     """
 
@@ -39,27 +45,69 @@ class MaskedLanguageModel(LossTask):
 
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:
-        given, target = self.hide(batch, key if train else jax.random.key(0))
-        logits, mutable = self.apply(self.model, variables, given, key=key, train=train)
+        given, places, target = self.hide(batch, key if train else jax.random.key(0))
+        logits, mutable = self.apply(self.model, variables, given, key=key, train=train,
+                                     places=places)
         return counted(logits, target, batch["mask"], mutable)
 
-    def hide(self, batch: Batch, key: Array) -> tuple[Array, Array]:
-        """(what the model is given, what it shall say: -1 where it is not asked), both [B, T]."""
+    def hide(self, batch: Batch, key: Array) -> tuple[Array, Array, Array]:
+        """What the model is given, [B, T]; the places that it is asked of, [B, K], where K is the
+        share of T; and what it shall say there: -1 where a shorter row is asked of fewer."""
         tokens = batch["tokens"]
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
-        chosen, kind = jnp.moveaxis(jax.vmap(
-            lambda key: jax.random.uniform(key, (2, tokens.shape[1])))(keys), 1, 0)
         mask = self.model.vocabulary - 1  # type: ignore[attr-defined]
-        other = jax.vmap(lambda key: jax.random.randint(
-            jax.random.fold_in(key, 1), tokens.shape[1:], 0, mask))(keys)
-        asked = (chosen < self.hidden) & (tokens >= 0)
-        given = jnp.where(kind < 0.8, mask, jnp.where(kind < 0.9, other, tokens))
-        return jnp.where(asked, given, tokens), jnp.where(asked, tokens, -1)
+        most = max(1, round(self.hidden * tokens.shape[1]))
+
+        def of_row(row: Array, index: Array) -> tuple[Array, Array, Array]:
+            order, kind, other = jax.random.split(jax.random.fold_in(key, index), 3)
+            there = row >= 0
+            places = jax.lax.top_k(
+                jnp.where(there, jax.random.uniform(order, row.shape), -1.), most)[1]  # [K]
+            count = jnp.clip(jnp.round(self.hidden * there.sum()), 1, there.sum())
+            own = row[places]
+            kinds = jax.random.uniform(kind, (most,))
+            put = jnp.where(kinds < 0.8, mask, jnp.where(
+                kinds < 0.9, jax.random.randint(other, (most,), 0, mask), own))
+            asked = jnp.arange(most) < count
+            return (row.at[places].set(jnp.where(asked, put, own)), places,
+                    jnp.where(asked, own, -1))
+
+        return jax.vmap(of_row)(tokens, batch["index"])
 
     def logits(self, state: TrainState, batch: Batch) -> Array:
         """Of the evaluated parameters, for tokens as they are: [B, T, vocabulary]."""
         return self.apply(self.model, self.variables(state), batch["tokens"], key=state.key,
                           train=False)[0]
+
+    def pictures(self, state: TrainState, material: Material) -> Iterator[Picture]:
+        """What it makes of the tokens that are hidden from it."""
+        tokenizer = material.data.content.tokenizer
+        source = material.source(material.split)
+        ids = some(source, TEXTS)
+
+        @jax.jit
+        def guessed(batch: Batch) -> tuple[Array, Array, Array, Array]:
+            given, places, target = self.hide(batch, jax.random.key(0))
+            logits = jax.nn.log_softmax(self.apply(
+                self.model, self.variables(state), given, key=state.key, train=False,
+                places=places)[0])
+            own = jnp.take_along_axis(logits, jnp.maximum(target, 0)[..., None], -1)[..., 0]
+            return places, target, -own, logits.argmax(-1)
+
+        texts = []
+        for batch in read(source, ids, material.batch_size):
+            for row, places, target, losses, guesses in zip(
+                    np.asarray(batch["tokens"]), *map(np.asarray, guessed(batch)), strict=True):
+                parts = [(text, 0.) for text in pieces(tokenizer, row[row >= 0])]
+                for place, wanted, loss, guess in zip(places, target, losses, guesses, strict=True):
+                    if wanted >= 0:
+                        other = tokenizer.decode([guess]) if guess < tokenizer.size else "the mask"
+                        said = "" if guess == wanted else f" [{other}]"
+                        parts[place] = (parts[place][0] + said,
+                                        min(max(float(loss) / SURPRISE, 0.1), 1.))
+                texts.append(parts)
+        yield Texts(title="What it fills in", texts=texts[:len(ids)], note="shaded: what is hidden "
+                    "from it, darker where it is less likely to it, and in brackets what it takes "
+                    "it for where that is something else")
 
     def initial_loss(self, batch: Batch) -> Array:
         """Of a model for which all tokens are equally likely."""
