@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from jaxdl.data.text import TextFile
+from jaxdl.errors import UserError
 from jaxdl.models.bert import Bert
 from jaxdl.pictures import Material, Texts
 from jaxdl.task import named
@@ -108,6 +109,11 @@ def test_tokens_are_hidden_as_the_paper_says():
     assert np.ptp(asked[200:].sum(0)) < 50  # each place as often as another: 30 times
 
 
+def test_more_than_all_tokens_cannot_be_hidden():
+    with pytest.raises(UserError, match=r"hidden=101 percent of the tokens; expected 1 to 100\.$"):
+        MaskedLanguageModel(model=SMALL, hidden=101)
+
+
 def test_a_row_without_tokens_is_asked_of_nothing():
     task = MaskedLanguageModel(model=SMALL)
     given, _, target = task.hide(batch(np.full((1, 6), -1), [0]), jax.random.key(1))
@@ -124,7 +130,7 @@ def test_some_places_have_the_logits_that_all_have(output):
 
 
 def test_an_example_is_evaluated_alike_in_any_batch():
-    task = MaskedLanguageModel(model=SMALL, hidden=0.5)
+    task = MaskedLanguageModel(model=SMALL, hidden=50)
     state = task.init(jax.random.key(0), batch(ROWS, [4, 7]), optax.sgd(1.))
     both = task.evaluate(state, batch(ROWS, [4, 7]))
     each = [task.evaluate(state, batch(ROWS[i:i + 1], [n])) for i, n in enumerate((4, 7))]
@@ -138,7 +144,7 @@ def test_an_example_is_evaluated_alike_in_any_batch():
 def test_a_report_shows_what_it_fills_in(tmp_path):
     (tmp_path / "text.txt").write_text("abcdefghij" * 40)
     data = TextFile(path=str(tmp_path / "text.txt"), block=10)
-    task = MaskedLanguageModel(model=SMALL.clone(block=10), hidden=0.3)
+    task = MaskedLanguageModel(model=SMALL.clone(block=10), hidden=30)
     state = task.init(jax.random.key(0), batch(data.open("test").read(np.arange(2))["tokens"],
                                                [0, 1]), optax.sgd(1.))
     picture, = task.pictures(state, Material(source=data.open, split="test", batch_size=3,

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl.config import Fraction
+from jaxdl.config import Size
 from jaxdl.data.tokenizers import pieces
+from jaxdl.errors import UserError
 from jaxdl.pictures import Material, Picture, Texts, read, some
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 from jaxdl.tasks.language import SURPRISE, counted
@@ -23,7 +24,7 @@ TEXTS = 4  # of a report
 class MaskedLanguageModel(LossTask):
     """Cross-entropy of hidden tokens, given all others: Devlin et al. (2019), section 3.1, task 1.
 
-    Of the tokens of a row a share is chosen at random, one at least; of these 80 % become the mask,
+    Some tokens of a row are chosen at random, one at least; of these 80 % become the mask,
     10 % some other token, and 10 % stay as they are. The mask is the model's last token, which no
     tokenizer may have. In evaluation the choice is always the same for an example, whatever batch
     it is in. A batch has "tokens" int32 [B, T], -1 for none, "index" and "mask" [B].
@@ -31,17 +32,22 @@ class MaskedLanguageModel(LossTask):
     Attributes:
       model: called as model(tokens, train, places=...), returns the logits of the tokens at places
         [B, K]: [B, K, vocabulary].
-      hidden: share of the tokens that is chosen.
+      hidden: how many of a row's tokens are chosen, in percent.
     """
 
     model: nn.Module
-    hidden: Fraction = 0.15
+    hidden: Size = 15
 
     further_tokens: ClassVar[int] = 1  # that the model needs beside the tokenizer's
     target_fields: ClassVar[tuple[str, ...]] = ()
     not_applicable: ClassVar[dict[str, str]] = {
         "modes": "which tokens are hidden is drawn at random in training",
         "overfits": "which tokens are hidden is drawn at random in training"}
+
+    def __post_init__(self) -> None:
+        if self.hidden > 100:
+            raise UserError(f"MaskedLanguageModel: hidden={self.hidden} percent of the tokens; "
+                            "expected 1 to 100.")
 
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:
@@ -51,18 +57,18 @@ class MaskedLanguageModel(LossTask):
         return counted(logits, target, batch["mask"], mutable)
 
     def hide(self, batch: Batch, key: Array) -> tuple[Array, Array, Array]:
-        """What the model is given, [B, T]; the places that it is asked of, [B, K], where K is the
-        share of T; and what it shall say there: -1 where a shorter row is asked of fewer."""
+        """What the model is given, [B, T]; the places that it is asked of, [B, K], as many as in a
+        full row; and what it shall say there: -1 where a shorter row is asked of fewer."""
         tokens = batch["tokens"]
         mask = self.model.vocabulary - 1  # type: ignore[attr-defined]
-        most = max(1, round(self.hidden * tokens.shape[1]))
+        most = max(1, round(self.hidden * tokens.shape[1] / 100))
 
         def of_row(row: Array, index: Array) -> tuple[Array, Array, Array]:
             order, kind, other = jax.random.split(jax.random.fold_in(key, index), 3)
             there = row >= 0
             places = jax.lax.top_k(
                 jnp.where(there, jax.random.uniform(order, row.shape), -1.), most)[1]  # [K]
-            count = jnp.clip(jnp.round(self.hidden * there.sum()), 1, there.sum())
+            count = jnp.clip(jnp.round(self.hidden * there.sum() / 100), 1, there.sum())
             own = row[places]
             kinds = jax.random.uniform(kind, (most,))
             put = jnp.where(kinds < 0.8, mask, jnp.where(
