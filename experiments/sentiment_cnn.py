@@ -2,7 +2,7 @@
 
     python launch.py --experiment=sentiment_cnn
 
-The network of Kim (2014), https://arxiv.org/abs/1408.5882, section 2, "CNN-rand" of section 3.2, on
+The network of Kim (2014), https://arxiv.org/abs/1408.5882, section 2, "CNN-rand" of section 3.3, on
 20,000 reviews (Maas et al. 2011) of which it sees the first and the last 200 words. He has it at
 76.1 % on sentences of reviews (table 2); no paper states a number for this split. Its baseline is a
 logistic regression on TF-IDF of words and pairs of words: 89.4 % (`data.labelled_text`), so what is

@@ -32,14 +32,14 @@ class Sampling:
     """How a token is drawn from the logits: the options apply in this order.
 
     Attributes:
-      repetition_penalty: logits of tokens that the row has already are divided by it if positive,
-        else multiplied (Keskar et al. 2019, section 4.1); None for no penalty.
+      repetition_penalty: logits of tokens that the row has already are divided by it (Keskar
+        et al. 2019, section 4.1), negative ones multiplied; None for no penalty.
       temperature: by which logits are divided; None takes the likeliest token (greedy).
       top_k: only the k likeliest tokens, and those just as likely as the k-th; None for all.
       top_p: only the likeliest tokens whose probabilities together reach p (Holtzman et al. 2020,
         section 3.1); None for all.
       min_p: only tokens at least min_p times as likely as the likeliest (Nguyen et al. 2024,
-        section 3.1); None for all.
+        section 3); None for all.
     """
 
     repetition_penalty: Annotated[float, Between(1e-6)] | None = None

@@ -112,10 +112,14 @@ class BibleNames(Lines):
         package(*KJV)
 
     def lines(self) -> Sequence[str]:
-        text = " ".join(verses(package(*KJV)))
-        words = set(re.findall(r"[A-Za-z]+", text))
-        return sorted(w for w in words if re.fullmatch(r"[A-Z][a-z]{2,}", w)
-                      and w.lower() not in words)
+        return names(" ".join(verses(package(*KJV))))
+
+
+def names(text: str) -> list[str]:
+    """Words of three letters and more that a text never has without their capital."""
+    words = set(re.findall(r"[A-Za-z]+", text))
+    return sorted(w for w in words if re.fullmatch(r"[A-Z][a-z]{2,}", w)
+                  and w.lower() not in words)
 
 
 def verses(folder: Path) -> list[str]:

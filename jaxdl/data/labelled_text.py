@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -51,7 +51,7 @@ class LabelledTexts(Texts):
       labels: names of the classes 0, 1, ...
       block: tokens of a row, T.
       keep: which tokens of a longer text: those of its beginning, of its end, or of both, half of
-        the row each (Sun et al. 2019, section 5.3.1).
+        the row each (after Sun et al. 2019, section 5.3.1).
       validation: share of the training groups to hold out, as split "validation"; None for none.
     """
 
@@ -105,7 +105,17 @@ class LabelledTexts(Texts):
         return digest.hexdigest()[:16]
 
 
-def divided(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
+class Grouped(Protocol):
+    """What stays together with others of its group when a split is drawn."""
+
+    @property
+    def group(self) -> int: ...
+
+
+G = TypeVar("G", bound=Grouped)
+
+
+def divided(examples: Sequence[G], share: float) -> tuple[list[G], list[G]]:
     """(the rest, the examples of a share of the groups), drawn at random, but always the same."""
     groups = list(dict.fromkeys(e.group for e in examples))
     order = permutation(0, 0, len(groups))

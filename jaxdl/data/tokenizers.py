@@ -219,6 +219,11 @@ class OfPieces:
         return [np.array(e.ids, np.int32)
                 for e in self._pieces.encode_batch_fast(list(texts), add_special_tokens=False)]
 
+    def places_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Where each text's tokens begin and end, [N_i, 2]."""
+        return [np.array(e.offsets, np.int32).reshape(-1, 2)
+                for e in self._pieces.encode_batch(list(texts), add_special_tokens=False)]
+
     def decode(self, tokens: Iterable[int]) -> str:
         kept = [t for t in map(int, tokens) if t >= len(self.special)
                 or (t >= 0 and self.special[t] == UNKNOWN)]
@@ -241,6 +246,19 @@ def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     if isinstance(tokenizer, OfPieces):
         return tokenizer.encode_all(texts)
     return [tokenizer.encode(text) for text in texts]
+
+
+def places_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    """Where the tokens of each text begin and end in it, in characters: int32 [N_i, 2]."""
+    if isinstance(tokenizer, OfPieces):
+        return tokenizer.places_all(texts)
+    found = []
+    for text in texts:
+        count = [len(c.encode("utf-8", "surrogatepass")) if isinstance(tokenizer, OfBytes) else 1
+                 for c in text]
+        begins = np.repeat(np.arange(len(text), dtype=np.int32), count)
+        found.append(np.stack([begins, begins + 1], -1))
+    return found
 
 
 def pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> list[str]:

@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 class NeuralNgram(nn.Module):
-    """An MLP over the embeddings of the last few tokens: logits W tanh(H x + d) + b.
+    """An MLP over the embeddings of the last few tokens: logits b + U tanh(d + H x).
 
     Attributes:
       vocabulary: number of tokens.

@@ -70,7 +70,7 @@ class Stack(nn.Module):
     """Recurrent layers on top of each other, over x [B, T, K].
 
     Weights of a layer start uniform within 1 / sqrt(width), the forget gate's bias of an LSTM at
-    one (Jozefowicz et al. 2015, section 3.2).
+    one (Jozefowicz et al. 2015, section 2.2).
 
     Attributes:
       cell: as in RNN.

@@ -18,8 +18,9 @@ Array = jax.Array
 class TextRNN(nn.Module):
     """Embedding, recurrent layers, what they say over the whole text, and a dense head.
 
-    With "max" the recurrent network of Johnson & Zhang (2016), https://arxiv.org/abs/1602.02373,
-    section 2: what a unit says where it says most, so that none has to remember it to the end.
+    "max" is as in Johnson & Zhang (2016), https://arxiv.org/abs/1602.02373, section 2: what a unit
+    says where it says most, so that none has to remember it to the end. (Their LSTM reads one-hot
+    words, in pieces of a text, and has neither input nor output gates.)
 
     Attributes:
       vocabulary: number of tokens.

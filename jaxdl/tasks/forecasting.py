@@ -2,8 +2,9 @@
 
 Errors are measured in units of the series, and as MASE (Hyndman & Koehler 2006, "Another look at
 measures of forecast accuracy", section 3): the mean absolute error over that which the training
-part has when each of its values is forecast by the one a season before. On later values, further
-ahead, the seasonal naive forecast itself may well have a MASE above one.
+part has when each of its values is forecast by the one a season before. (Theirs is by the last one:
+a season of 1.) On later values, further ahead, the seasonal naive forecast itself may well have a
+MASE above one.
 """
 
 from collections.abc import Mapping

@@ -1,0 +1,132 @@
+"""A label for each word: which token has it, what counts, and what is wrong with a file."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxdl.data.tagged import TaggedFile, TaggedTexts
+from jaxdl.data.tokenizers import BPE, Words
+from jaxdl.errors import UserError
+from jaxdl.evaluate import Evaluate
+from jaxdl.experiment import Experiment, Mesh
+from jaxdl.models.bert import Bert
+from jaxdl.optimizer import Adam, Constant
+from jaxdl.pictures import Material, Texts
+from jaxdl.tasks.token_classification import TokenClassification, TokenReport
+from jaxdl.train import fit
+
+LINES = """-DOCSTART- -X- O
+
+Anna NNP B
+sees VBZ O
+Oslo NNP B
+
+The DT O
+rain NN O
+"""
+
+
+def own(tmp_path, text=LINES * 5, **options):
+    (tmp_path / "tagged.txt").write_text(text)
+    options = {"tokenizer": Words(vocabulary=20), "block": 4, **options}
+    return TaggedFile(path=str(tmp_path / "tagged.txt"), labels=("O", "B"), **options)
+
+
+TASK = TokenClassification(model=Bert(vocabulary=20, layers=1, width=16, heads=2, block=4,
+                                      output="labels", classes=2))
+
+
+def test_rows_have_the_labels_of_their_words(tmp_path):
+    pytest.importorskip("tokenizers", reason="pip install 'jaxdl[text]'")
+    data = own(tmp_path)
+    data.prepare()
+    assert {split: len(s) for split, s in data.parts.items()} == {"train": 9, "test": 1}
+    found = set()
+    for split in data.splits:
+        rows = data.open(split).arrays
+        for tokens, labels in zip(rows["tokens"], rows["labels"], strict=True):
+            found.add((data.decode(tokens), tuple(map(int, labels))))
+    assert found == {("Anna sees Oslo", (1, 0, 1, -1)), ("The rain", (0, 0, -1, -1))}
+    assert data.names == ("O", "B")
+
+
+def test_only_the_first_piece_of_a_word_has_its_label(tmp_path):
+    pytest.importorskip("tokenizers", reason="pip install 'jaxdl[text]'")
+    data = own(tmp_path, tokenizer=BPE(vocabulary=256), block=9)
+    source = data.open("train")
+    at = next(i for i in range(source.size) if source.arrays["labels"][i, 0] == 1)
+    # Letter by letter, and cut: Anna sees O.
+    assert source.arrays["labels"][at].tolist() == [1, -1, -1, -1, 0, -1, -1, -1, 1]
+    assert data.decode(source.arrays["tokens"][at]) == "AnnaseesO"
+
+
+@pytest.mark.parametrize("text,said", [
+    ("Anna\n", "line 1 is 'Anna': expected a word and its label"),
+    ("Anna B\nsees o\n", r"line 2: 'o' is none of 'O', 'B'\."),
+    ("Anna B\n", "1 sentences, of which test=0.1 leaves a split empty"),
+    ("-DOCSTART- O\n", "0 sentences, of which")])
+def test_files_that_are_wrong(text, said, tmp_path):
+    with pytest.raises(UserError, match=said):
+        own(tmp_path, text).open("train")
+
+
+def test_the_fingerprint_is_that_of_words_and_labels(tmp_path):
+    pytest.importorskip("tokenizers", reason="pip install 'jaxdl[text]'")
+    first = own(tmp_path).fingerprint()
+    assert own(tmp_path).fingerprint() == first
+    assert own(tmp_path, LINES.replace("rain NN O", "rain NN B") * 5).fingerprint() != first
+    with pytest.raises(TypeError, match=r"must define sentences\(\)"):
+        TaggedTexts(labels=()).sentences()
+
+
+def test_labels_count_not_rows():
+    rows = {"tokens": jnp.array([[1, 2, 3, -1], [4, -1, -1, -1]]), "index": jnp.arange(2),
+            "labels": jnp.array([[0, -1, 1, -1], [1, -1, -1, -1]]), "mask": jnp.ones(2)}
+    state = TASK.init(jax.random.key(0), rows, optax.sgd(1.))
+    found = TASK.evaluate(state, rows)
+    log_p = jax.nn.log_softmax(TASK.logits(state, rows))
+    expected = -(log_p[0, 0, 0] + log_p[0, 2, 1] + log_p[1, 0, 1]) / 3
+    assert int(found["loss"].count) == 3
+    np.testing.assert_allclose(float(found["loss"].value()), expected, rtol=1e-5)
+    sums = TokenReport().measure(TASK, state, rows)
+    guess = np.asarray(TASK.predict(state, rows))
+    matrix = np.zeros((2, 2))
+    for row, place, label in ((0, 0, 0), (0, 2, 1), (1, 0, 1)):
+        matrix[label, guess[row, place]] += 1
+    np.testing.assert_array_equal(sums["confusion"], matrix)
+    masked = TokenReport().measure(TASK, state, {**rows, "mask": jnp.array([0., 1.])})
+    assert float(masked["confusion"].sum()) == 1
+
+
+def test_it_learns_and_shows_its_mistakes(tmp_path):
+    pytest.importorskip("tokenizers", reason="pip install 'jaxdl[text]'")
+    from jaxdl import config, record
+
+    data = own(tmp_path)
+    made = Experiment(task=TASK, data=data, optimizer=Adam(learning_rate=Constant(peak=1e-2)),
+                      evals={"test": TokenReport(every=40), "train": Evaluate(split="train")},
+                      steps=40, batch_size=4, log_every=20, mesh=Mesh(data=1))
+    recorded = record.Recorded("x", config.to_json(made), None, None, "")
+    fit(made, record.Run(tmp_path / "run", recorded, overrides={}))
+    found: dict[str, float] = {}
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        found |= json.loads(line)
+    assert found["test/accuracy"] == found["test/macro_f1"] == found["train/accuracy"] == 1.
+
+    state = TASK.init(jax.random.key(0), {**data.open("train").read(np.arange(2)),
+                                          "mask": np.ones(2), "index": np.arange(2)}, optax.sgd(1.))
+    bias = state.params["head"]["bias"].at[1].set(9.)  # everything is B
+    state = dataclasses.replace(state, params={**state.params, "head": {
+        **state.params["head"], "bias": bias}})
+    picture, = TASK.pictures(state, Material(source=data.open, split="train", batch_size=4,
+                                             data=data, names=data.names))
+    assert isinstance(picture, Texts)
+    whole = {"".join(text for text, _ in parts) for parts in picture.texts}
+    assert whole == {"Anna sees [B, not O] Oslo", "The [B, not O] rain [B, not O]"}
+
+
