@@ -96,6 +96,26 @@ def test_a_tokenizer_of_another_run(tmp_path):
         Saved(path=str(tmp_path / "absent")).fit([])
 
 
+def test_a_tokenizer_that_is_published(tmp_path):
+    library = pytest.importorskip("tokenizers", reason="pip install 'jaxdl[text]'")
+    made = library.Tokenizer(library.models.BPE())
+    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = library.decoders.ByteLevel()
+    made.train_from_iterator([PROSE], library.trainers.BpeTrainer(
+        vocab_size=280, special_tokens=["<|endoftext|>"], show_progress=False,
+        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet()))
+    path = tmp_path / "published.json"
+    made.save(str(path))
+    found = Saved(path=str(path)).fit([])
+    assert found.special == () and found.size == 280
+    assert found.encode(PROSE).tolist() == made.encode(PROSE).ids
+    assert found.decode(found.encode(PROSE)) == PROSE
+    (tmp_path / FILE).write_bytes(saved(found))
+    assert load(tmp_path / FILE) == found
+    with pytest.raises(UserError, match="special tokens of this tokenizer are none; expected <end>"):
+        Saved(path=str(path)).fit([], ("<end>",))
+
+
 def test_vocabularies_that_are_too_small():
     pytest.importorskip("tokenizers", reason="pip install 'jaxdl[text]'")
     with pytest.raises(UserError, match="vocabulary=100: expected at least 257"):

@@ -273,7 +273,8 @@ class Saved:
     """The tokenizer of another run, or of a file: what was learned with it can be gone on with.
 
     Attributes:
-      path: a run directory, or its tokenizer.json.
+      path: a run directory, its tokenizer.json, or the file of that name that is published with
+        weights, such as those of GPT-2; the latter has no special tokens that begin and end texts.
     """
 
     path: str
@@ -321,9 +322,12 @@ def saved(tokenizer: Tokenizer) -> bytes:
 
 
 def load(path: Path) -> Tokenizer:
-    """The tokenizer that a file holds; a UserError if it holds none."""
+    """The tokenizer that a file holds, or that the library `tokenizers` has written, as published
+    ones are; a UserError if it holds none."""
     try:
         found = json.loads(path.read_bytes())
+        if "kind" not in found and "model" in found:
+            return OfPieces((), json.dumps(found))
         special = tuple(map(str, found["special"]))
         if found["kind"] == "characters":
             characters = str(found["characters"])
