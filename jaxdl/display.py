@@ -78,7 +78,7 @@ class Bar:
     def trained(self, step: int, values: Mapping[str, float]) -> None:
         """Numbers of the training log; a terminal has room for the loss, the means and the rate."""
         values = {name.removeprefix("train/"): value for name, value in values.items()}
-        rate = f"{values.pop('examples_per_second'):,.0f} examples/s"
+        rate = f"{speed(values.pop('examples_per_second'))} examples/s"
         waited = f"{values.pop('data_wait'):.0%} waiting for data"
         values = {k: v for k, v in values.items() if k not in ("flops_per_second", "memory_peak")}
         if "mfu" in values:
@@ -108,6 +108,11 @@ def _numbers(values: Mapping[str, float]) -> str:
     order = sorted(values, key=lambda name: name.split("/")[-1] != "loss")
     return "  ".join(f"{name} {values[name]:,.0f}" if 1_000 <= abs(values[name]) < 1e9
                      else f"{name} {values[name]:.4g}" for name in order)
+
+
+def speed(rate: float) -> str:
+    """How many a second, as a reader wants it: 1,234 or 0.15."""
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
 
 
 def size(count: int) -> str:

@@ -21,7 +21,7 @@ from rich.table import Table
 from jaxdl import allocator, compilation, cost, display, parallel
 from jaxdl.data.loader import ahead
 from jaxdl.data.source import Source
-from jaxdl.display import console
+from jaxdl.display import console, speed
 from jaxdl.errors import out_of_memory
 from jaxdl.train import Program, splits, validate
 
@@ -186,7 +186,7 @@ def of_time(program: Program) -> Rows:
         seconds, steps = seconds[1:], steps[1:]
     each = sum(seconds) / sum(steps)
     yield "seconds of a step", (f"{each:.3g}, by {sum(steps):,} of them; "
-                                f"{experiment.batch_size / each:,.0f} examples a second")
+                                f"{speed(experiment.batch_size / each)} examples a second")
     yield f"{experiment.steps:,} steps", f"{duration(each * experiment.steps)}, without " \
                                          "evaluations and saves"
 

@@ -112,7 +112,7 @@ def test_a_tokenizer_that_is_published(tmp_path):
     assert found.decode(found.encode(PROSE)) == PROSE
     (tmp_path / FILE).write_bytes(saved(found))
     assert load(tmp_path / FILE) == found
-    with pytest.raises(UserError, match="special tokens of this tokenizer are none; expected <end>"):
+    with pytest.raises(UserError, match="tokens of this tokenizer are none; expected <end>"):
         Saved(path=str(path)).fit([], ("<end>",))
 
 

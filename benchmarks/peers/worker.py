@@ -32,6 +32,7 @@ VOCABULARY = 65
 GPT = {"layers": 6, "width": 384, "heads": 6, "block": 256, "batch": 12}
 LSTM = {"width": 256, "embedding": 64, "block": 128, "batch": 64}
 CNN = (3, 16, 32, 64)  # channels of the small CNN: 3 x 3 convolutions of stride 2
+PROMPT, GENERATED = 16, 240  # tokens: together the block of the GPT
 PRODUCTS = (3072, 384, 1536)  # rows, inputs and outputs of a dense layer of the GPT
 TRIALS = int(os.environ.get("BENCHMARK_TRIALS", "8"))
 RATES = tuple(float(x) for x in np.linspace(0.001, 0.1, TRIALS))  # learning rates of a sweep
@@ -44,6 +45,12 @@ def is_text(workload: str) -> bool:
 def text(workload: str) -> dict[str, int]:
     """The sizes of a model of text."""
     return GPT if workload.startswith("gpt") else LSTM
+
+
+def generation(workload: str) -> tuple[str, int, int]:
+    """(model, texts at once, tokens of each) of "gpt_1", "lstm_8", ..."""
+    kind, rows = workload.split("_")
+    return kind, int(rows), GENERATED
 
 
 def examples(workload: str, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from jaxdl.errors import DataMissing, UserError, nearest
 # Fashion-MNIST have files of the same names.)
 PREPARED_HERE = {"mnist": "mnist", "fashion_mnist": "fashion_mnist", "cifar10": "", "cifar100": ""}
 RANDOM_ACCESS = ("array_record", "parquet")
+READ = 1_024  # texts at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,10 +90,16 @@ class Tfds(Images):
         return in_memory(examples, f"{self.name} {split}")
 
     def _path(self) -> Path:
-        self.prepare()
-        path = prepared(self.name, self.directory)
-        assert path is not None
-        return path
+        return there(self.name, self.directory)
+
+
+def there(name: str, directory: str | None) -> Path:
+    """The folder of a data set, which is prepared if need be and if that can be done."""
+    if prepared(name, directory) is None:
+        prepare(name, directory)
+    path = prepared(name, directory)
+    assert path is not None
+    return path
 
 
 def root(directory: str | None) -> Path:
@@ -157,6 +164,96 @@ def _command(name: str) -> str:
 # Reading.
 
 
+def described(path: Path) -> Any:
+    """TFDS' builder of a prepared data set."""
+    try:
+        return _quietly(_tfds().builder_from_directory, path)
+    except DataMissing:
+        raise
+    except Exception as error:  # Whatever a damaged description makes it raise.
+        raise UserError(f"{path}: its description, dataset_info.json and features.json, is damaged "
+                        f"({_reason(error)}); {_again(path)}") from error
+
+
+def check_features(builder: Any, wanted: Mapping[str, str]) -> None:
+    """A UserError for a feature that a data set has not; wanted: {attribute: its value}."""
+    features = builder.info.features
+    for field, feature in wanted.items():
+        if feature not in features:
+            raise UserError(f"Tfds: {field}={feature!r}: {builder.info.full_name} has no such "
+                            f"feature, only {', '.join(sorted(features))}."
+                            f"{nearest(feature, features)}")
+
+
+class Opened:
+    """The records of a split of a prepared data set.
+
+    Args:
+      path: the folder that `prepared` found.
+      builder: of `described`.
+      split: as in TFDS.
+
+    Attributes:
+      count: how many there are.
+      instructions: files that hold them, and which parts.
+    """
+
+    def __init__(self, path: Path, builder: Any, split: str) -> None:
+        self.path = path
+        try:
+            self.count = int(builder.info.splits[split].num_examples)
+            self.instructions = builder.info.splits[split].file_instructions
+        except (KeyError, ValueError) as error:
+            raise UserError(f"Tfds: no split {split!r} in {builder.info.full_name}, only "
+                            f"{', '.join(map(repr, builder.info.splits))} and their parts, "
+                            "'train[:80%]'.") from error
+        for file in self.instructions:
+            if not os.path.exists(file.filename):
+                raise UserError(f"{file.filename}: missing; {_again(path)}")
+        try:
+            self._records = builder.as_data_source(
+                split=split, deserialize_method=_tfds().decode.DeserializeMethod.RAW_BYTES)
+        except Exception as error:  # Parquet is read as a whole, here.
+            file = next((f.filename for f in self.instructions if not _readable(f.filename)), path)
+            raise UserError(f"{file}: the file is damaged ({_reason(error)}); "
+                            f"{_again(path)}") from error
+        self._places: np.ndarray | None = None
+        if len(self._records) != self.count:
+            # TFDS 4.9 reads the whole shards of a part of a Parquet split.
+            starts = np.cumsum([0, *(file.examples_in_shard for file in self.instructions)])
+            self._places = np.concatenate([
+                start + np.arange(file.examples_in_shard)[_slice(file)]
+                for start, file in zip(starts, self.instructions, strict=False)])
+            if len(self._records) != starts[-1]:
+                raise UserError(f"{path}: split {split!r} has {len(self._records)} records, "
+                                f"expected {starts[-1]}; {_again(path)}")
+
+    def read(self, ids: Sequence[int]) -> Sequence[bytes]:
+        """The records with these numbers."""
+        at = [i if self._places is None else int(self._places[i]) for i in ids]
+        try:
+            return self._records.__getitems__(at) if len(at) > 1 else [self._records[at[0]]]
+        except MemoryError:
+            raise
+        except Exception:  # One by one, to tell which.
+            return [self.told(i, "is damaged", self._records.__getitem__, j)
+                    for i, j in zip(ids, at, strict=True)]
+
+    def told(self, i: int, what: str, function: Callable[..., Any], *args: Any,
+             **kwargs: Any) -> Any:
+        """function(...) for an example; whatever it raises is told of its record."""
+        try:
+            return function(*args, **kwargs)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise self.wrong(i, f"{what} ({_reason(error)})") from error
+
+    def wrong(self, i: int, what: str) -> UserError:
+        file, record = _place(self.instructions, i)
+        return UserError(f"{file}: record {record} {what}; {_again(self.path)}")
+
+
 def encoded(path: Path, split: str, *, image: str = "image", label: str = "label",
             size: int | None = None, also: tuple[str, ...] = ()) -> Encoded:
     """The examples of a prepared data set.
@@ -168,19 +265,10 @@ def encoded(path: Path, split: str, *, image: str = "image", label: str = "label
       size: as in `images.decode`.
       also: names of further features to read.
     """
-    tfds = _tfds()
-    try:
-        builder = _quietly(tfds.builder_from_directory, path)
-        features = builder.info.features
-    except Exception as error:  # Whatever a damaged description makes it raise.
-        raise UserError(f"{path}: its description, dataset_info.json and features.json, is damaged "
-                        f"({_reason(error)}); {_again(path)}") from error
+    tfds, builder = _tfds(), described(path)
+    features = builder.info.features
     wanted = {"image": image, "label": label, **{name: name for name in also}}
-    for field, feature in wanted.items():
-        if feature not in features:
-            raise UserError(f"Tfds: {field}={feature!r}: {builder.info.full_name} has no such "
-                            f"feature, only {', '.join(sorted(features))}."
-                            f"{nearest(feature, features)}")
+    check_features(builder, wanted)
     kind = features[image]
     if not isinstance(kind, tfds.features.Image) or kind.np_dtype not in (np.uint8, np.uint16):
         raise UserError(f"Tfds: image={image!r} of {builder.info.full_name} is not an image of "
@@ -191,45 +279,14 @@ def encoded(path: Path, split: str, *, image: str = "image", label: str = "label
     if size is None and None in (height, width):
         raise UserError(f"Tfds: the images of {builder.info.full_name} vary in size; set "
                         "size=PIXELS to resize and crop them.")
-    try:
-        count = builder.info.splits[split].num_examples
-        instructions = builder.info.splits[split].file_instructions
-    except (KeyError, ValueError) as error:
-        raise UserError(f"Tfds: no split {split!r} in {builder.info.full_name}, only "
-                        f"{', '.join(map(repr, builder.info.splits))} and their parts, "
-                        "'train[:80%]'.") from error
-    for file in instructions:
-        if not os.path.exists(file.filename):
-            raise UserError(f"{file.filename}: missing; {_again(path)}")
-    try:
-        records = builder.as_data_source(
-            split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    except Exception as error:  # Parquet is read as a whole, here.
-        file = next((f.filename for f in instructions if not _readable(f.filename)), path)
-        raise UserError(f"{file}: the file is damaged ({_reason(error)}); "
-                        f"{_again(path)}") from error
-    places = None
-    if len(records) != count:  # TFDS 4.9 reads the whole shards of a part of a Parquet split.
-        starts = np.cumsum([0, *(file.examples_in_shard for file in instructions)])
-        places = np.concatenate([start + np.arange(file.examples_in_shard)[_slice(file)]
-                                 for start, file in zip(starts, instructions, strict=False)])
-        if len(records) != starts[-1]:
-            raise UserError(f"{path}: split {split!r} has {len(records)} records, expected "
-                            f"{starts[-1]}; {_again(path)}")
+    opened = Opened(path, builder, split)
+    told, wrong = opened.told, opened.wrong
     subset = tfds.features.FeaturesDict({name: features[name] for name in wanted.values()})
     raw = {image: tfds.decode.SkipDecoding()}
     most = getattr(features[label], "num_classes", None) or 1 << 31
 
     def decode(ids: Sequence[int]) -> list[Example]:
-        at = [i if places is None else int(places[i]) for i in ids]
-        try:
-            found = records.__getitems__(at) if len(at) > 1 else [records[at[0]]]
-        except MemoryError:
-            raise
-        except Exception:  # One by one, to tell which.
-            found = [told(i, "is damaged", records.__getitem__, j)
-                     for i, j in zip(ids, at, strict=True)]
-        return [decode_one(i, record) for i, record in zip(ids, found, strict=True)]
+        return [decode_one(i, record) for i, record in zip(ids, opened.read(ids), strict=True)]
 
     def decode_one(i: int, record: bytes) -> Example:
         example = told(i, "is damaged", subset.deserialize_example_np, record, decoders=raw)
@@ -245,25 +302,12 @@ def encoded(path: Path, split: str, *, image: str = "image", label: str = "label
         return {"image": pixels, "label": np.asarray(example[label], np.int32),
                 **{name: np.asarray(example[name]) for name in also}}
 
-    def told(i: int, what: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """function(...) for an example; whatever it raises is told of its record."""
-        try:
-            return function(*args, **kwargs)
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise wrong(i, f"{what} ({_reason(error)})") from error
-
-    def wrong(i: int, what: str) -> UserError:
-        file, record = _place(instructions, i)
-        return UserError(f"{file}: record {record} {what}; {_again(path)}")
-
     def identity() -> str:
-        files = [Path(file.filename) for file in instructions]
+        files = [Path(file.filename) for file in opened.instructions]
         return (f"{builder.info.full_name} {split} {image} {label} {size} "
                 f"{[file.name for file in files]} {contents(files)}")
 
-    return Encoded(decode, count, identity)
+    return Encoded(decode, opened.count, identity)
 
 
 def _place(instructions: Sequence[Any], i: int) -> tuple[str, int]:
@@ -295,6 +339,41 @@ def _reason(error: BaseException) -> str:
 
 def _again(path: Path) -> str:
     return f"delete {path} and prepare it again."
+
+
+def texts(path: Path, split: str, wanted: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The examples of a prepared data set of texts.
+
+    Args:
+      path: the folder that `prepared` found.
+      split: as in TFDS.
+      wanted: {attribute: name of the feature}; the examples have the names of the attributes.
+    """
+    builder = described(path)
+    check_features(builder, wanted)
+    opened = Opened(path, builder, split)
+    subset = _tfds().features.FeaturesDict({f: builder.info.features[f] for f in wanted.values()})
+    found = []
+    for begin in range(0, opened.count, READ):
+        ids = range(begin, min(begin + READ, opened.count))
+        for i, record in zip(ids, opened.read(ids), strict=True):
+            example = opened.told(i, "is damaged", subset.deserialize_example_np, record)
+            if missing := [name for name in subset if example[name] is None]:
+                raise opened.wrong(i, f"is damaged (it has no {missing[0]!r})")
+            found.append({name: opened.told(i, "is not UTF-8", _decoded, example[feature])
+                          for name, feature in wanted.items()})
+    return found
+
+
+def _decoded(value: Any) -> Any:
+    """Text for bytes, also within lists and dicts."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, Mapping):
+        return {name: _decoded(x) for name, x in value.items()}
+    if isinstance(value, list) or (isinstance(value, np.ndarray) and value.dtype == object):
+        return [_decoded(x) for x in value]
+    return value
 
 
 def arrays(path: Path, split: str, also: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
