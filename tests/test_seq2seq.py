@@ -21,7 +21,7 @@ from jaxdl.experiment import Experiment, Mesh
 from jaxdl.models.encoder_decoder import EncoderDecoder
 from jaxdl.models.seq2seq import Seq2SeqRNN
 from jaxdl.optimizer import Adam, Constant
-from jaxdl.tasks.seq2seq import Answers, Seq2Seq, Translation, bleu, chrf, decoded, exact
+from jaxdl.tasks.seq2seq import SCORES, Answers, Seq2Seq, Translation, bleu, chrf, decoded, exact
 from jaxdl.train import Program
 
 V = 9
@@ -217,6 +217,14 @@ def test_scores_are_those_of_sacrebleu():
     other = ["the cat sat on the mat", "hello there"]
     assert exact(other, texts) == 0.5 and 30 < bleu(other, texts) < 90
     assert bleu(["one"], ["one"]) == 0.  # which is why it can be left out
+
+
+def test_scores_are_those_of_rouge_score():
+    pytest.importorskip("rouge_score", reason="pip install 'jaxdl[text]'")
+    # Of three and four words (stems) two are common, in that order in one of the two pairs.
+    given, wanted = ["cats love fish", "fish loves"], ["a cat loved birds", "loving fish"]
+    np.testing.assert_allclose(SCORES["rouge1"](given, wanted), 100 * (4 / 7 + 1) / 2)
+    np.testing.assert_allclose(SCORES["rougeL"](given, wanted), 100 * (4 / 7 + 1 / 2) / 2)
 
 
 def test_translations_are_measured_and_shown(tmp_path):

@@ -1,5 +1,6 @@
 """From one sequence to another: translation, and whatever else comes as pairs of texts."""
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -20,6 +21,7 @@ from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 from jaxdl.tasks.language import counted
 
 Array = jax.Array
+Score = Literal["bleu", "chrf", "rouge1", "rougeL", "exact"]
 SHOWN = 50  # examples in the file that an evaluator writes
 ANSWERED = 12  # in a report
 
@@ -131,9 +133,10 @@ class Translation:
       beams: of the search; None takes the likeliest token each time.
       length_penalty: of the search.
       scores: "bleu" (Papineni et al. 2002) and "chrf" (Popovic 2015) are sacreBLEU's with its
-        standard options (13a tokens, case counts), from 0 to 100; "exact" is the share of targets
-        that are met to the letter. BLEU counts groups of up to four words: of answers that are
-        shorter it is 0, however right they are.
+        standard options (13a tokens, case counts), from 0 to 100; "rouge1" and "rougeL" (Lin 2004)
+        are F scores of Google's rouge-score, with stems, from 0 to 100; "exact" is the share of
+        targets that are met to the letter. BLEU counts groups of up to four words: of answers that
+        are shorter it is 0, however right they are.
       batch_size: None for the experiment's.
     """
 
@@ -142,7 +145,7 @@ class Translation:
     tokens: Size = 64
     beams: Size | None = None
     length_penalty: NonNegative = 0.6
-    scores: tuple[Literal["bleu", "chrf", "exact"], ...] = ("bleu", "chrf", "exact")
+    scores: tuple[Score, ...] = ("bleu", "chrf", "exact")
     batch_size: Size | None = None
 
     def __call__(self, task: Any, state: Any, context: Context) -> Mapping[str, float]:
@@ -192,7 +195,20 @@ def exact(texts: Sequence[str], wanted: Sequence[str]) -> float:
     return float(np.mean([a == b for a, b in zip(texts, wanted, strict=True)]))
 
 
-SCORES = {"bleu": bleu, "chrf": chrf, "exact": exact}
+def rouge(kind: str, texts: Sequence[str], wanted: Sequence[str]) -> float:
+    """The mean over texts of an F score of rouge-score, "rouge1" or "rougeL", from 0 to 100."""
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError as error:
+        raise UserError("ROUGE takes the library rouge-score: pip install "
+                        "'jaxdl[text]'.") from error
+    scorer = RougeScorer([kind], use_stemmer=True)
+    return 100 * float(np.mean([scorer.score(b, a)[kind].fmeasure
+                                for a, b in zip(texts, wanted, strict=True)]))
+
+
+SCORES = {"bleu": bleu, "chrf": chrf, "rouge1": functools.partial(rouge, "rouge1"),
+          "rougeL": functools.partial(rouge, "rougeL"), "exact": exact}
 
 
 def _sacrebleu() -> Any:
