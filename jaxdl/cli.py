@@ -101,8 +101,9 @@ class PredictOptions:
       step: "best", "last" or the number of a checkpoint; None: the best, if the run has one.
       output: of pictures: a new folder to write into; None makes RUN/predictions/DATE_TIME. Of
         text: a new file; None only shows it.
-      top: how many labels of a file to tell, the likeliest first.
-      prompt: of text: what to go on with; given several times, each by itself.
+      top: how many labels of a file or a text to tell, the likeliest first.
+      prompt: of text: what to go on with, or to tell the label of; given several times, each by
+        itself.
       tokens: how many to add at most.
       samples: texts for each prompt.
       temperature: of the distribution that a token is drawn from; 0 takes the likeliest one.

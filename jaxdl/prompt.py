@@ -1,14 +1,20 @@
-"""`predict --prompt`: a run's network goes on with a text.
+"""`predict --prompt`: a run's network goes on with a text, or tells its label.
 
 It asks the run alone: the checkpoint, and the tokenizer that is kept with it; the data need not be
 here. Knows no family of tasks: one that generates has
 
     def generator(self, variables, tokenizer: Tokenizer) -> Generator
 
+and one that tells labels
+
+    def teller(self, variables, tokenizer: Tokenizer, data) -> Teller
+
 One text is shown as it comes; several are generated together, and then shown one after another.
 """
 
+import csv
 import functools
+import io
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.markup import escape
 
 from jaxdl import allocator, checkpoint, compilation, decode, weights
 from jaxdl.atomic import write_atomically
@@ -65,6 +72,10 @@ class Generator(Protocol):
     def axes(self, cache: Any) -> Any:
         """Of each leaf of the cache the axis that counts rows."""
         ...
+
+
+# The labels of each text with their probabilities, the likeliest first.
+Teller = Callable[[Sequence[str]], list[list[tuple[str, float]]]]
 
 
 @dataclass(frozen=True)
@@ -194,14 +205,20 @@ def run(command: "Command") -> int:
         raise UserError("--prompt and --input exclude each other.")
     experiment, folder = of_run(command, with_data=False)
     task = innermost(experiment.task)
-    if not hasattr(task, "generator"):
+    if not hasattr(task, "generator") and not hasattr(task, "teller"):
         raise UserError(f"task={type(task).__name__}: it goes on with no text; --prompt is for a "
-                        "task with a method `generator(variables, tokenizer)`, as LanguageModel.")
+                        "task with a method `generator(variables, tokenizer)`, as LanguageModel, "
+                        "or `teller(variables, tokenizer, data)`, as SequenceClassification.")
     step, called = predict.chosen(experiment, folder, options.step)
     tokenizer = tokenizer_of(folder, task)
     allocator.keep_memory()
     compilation.keep_programs()
-    generator = task.generator(variables_of(experiment.task, folder, step), tokenizer)
+    variables = variables_of(experiment.task, folder, step)
+    if hasattr(task, "teller"):
+        console.print(f"{folder}, {called}", soft_wrap=True)
+        _tell(task.teller(variables, tokenizer, experiment.data), options)
+        return 0
+    generator = task.generator(variables, tokenizer)
     texts = [text for text in options.prompt for _ in range(options.samples)]
     if options.beams is not None:
         texts = list(options.prompt)
@@ -236,17 +253,39 @@ def run(command: "Command") -> int:
             jax.random.key(options.seed), jnp.arange(len(texts)))
         written = _generated(compiled, texts, prompts, keys, options.tokens)
     if options.output is not None:
-        path = predict.expanded("output", options.output)
-        if path.exists():
-            raise UserError(f"--output={options.output}: is there already, and nothing is "
-                            "overwritten.")
-        try:
-            write_atomically(path, "\n\n".join(written) + "\n")
-        except OSError as error:
-            raise UserError(f"--output={options.output}: cannot be written "
-                            f"({error.strerror}).") from error
-        console.print(f"written: {path}")
+        _save(options.output, "\n\n".join(written) + "\n")
     return 0
+
+
+def _tell(teller: Teller, options: "PredictOptions") -> None:
+    """Shows what the network takes each text for, and writes it as a table if asked to."""
+    from rich.table import Table
+
+    table = Table("text", "label", "probability", box=None, pad_edge=False)
+    rows = [("text", "label", "probability")]
+    for text, found in zip(options.prompt, teller(options.prompt), strict=True):
+        for number, (label, probability) in enumerate(found[:options.top]):
+            table.add_row(escape(shown(text)) if number == 0 else "", escape(label),
+                          f"{probability:.4f}")
+            rows.append((text, label, f"{probability:.6f}"))
+    console.print(table)
+    if options.output is not None:
+        lines = io.StringIO(newline="")
+        csv.writer(lines).writerows(rows)
+        _save(options.output, lines.getvalue())
+
+
+def _save(output: str, text: str) -> None:
+    from jaxdl import predict
+
+    path = predict.expanded("output", output)
+    if path.exists():
+        raise UserError(f"--output={output}: is there already, and nothing is overwritten.")
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise UserError(f"--output={output}: cannot be written ({error.strerror}).") from error
+    console.print(f"written: {path}")
 
 
 def _generated(compiled: Compiled, texts: Sequence[str], prompts: Sequence[np.ndarray], keys: Any,

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxdl import cli, config, record
 from jaxdl.data import labelled_text
 from jaxdl.data.labelled_text import (
     BLOCK,
@@ -26,14 +27,14 @@ from jaxdl.data.labelled_text import (
 )
 from jaxdl.data.tokenizers import Characters, Words
 from jaxdl.errors import DataMissing, UserError
-from jaxdl.experiment import Experiment
+from jaxdl.experiment import Experiment, Mesh
 from jaxdl.models.fasttext import FastText, hashed
 from jaxdl.models.text_rnn import TextRNN
 from jaxdl.models.textcnn import TextCNN, pooled
-from jaxdl.optimizer import Adam
+from jaxdl.optimizer import Adam, Constant
 from jaxdl.task import named
 from jaxdl.tasks.text_classification import SequenceClassification
-from jaxdl.train import splits
+from jaxdl.train import fit, splits
 
 SIZES: Any = dict(vocabulary=9, classes=3, embedding=4)
 CNN = TextCNN(**SIZES, widths=(1, 2, 3), filters=2)
@@ -255,6 +256,35 @@ def test_a_file_that_is_not_there(tmp_path):
         LabelledFile(path=str(tmp_path / "mien.csv"), labels=("a",)).prepare()
     with pytest.raises(UserError, match="'a' is none of the labels: none is named"):
         own(tmp_path, "text,label\nx,a\n", labels=()).open("train")
+
+
+def test_a_run_tells_the_label_of_a_text(tmp_path, capsys):
+    data = own(tmp_path, "text,label\n" + "".join(
+        f"{word} {i},{label}\n" for i in range(40)
+        for word, label in (("good", "pos"), ("bad", "neg"))), labels=("neg", "pos"),
+        tokenizer=Characters(), block=8)
+    task = SequenceClassification(model=FastText(vocabulary=40, embedding=4, buckets=None))
+    made = Experiment(task=task, data=data, optimizer=Adam(learning_rate=Constant(peak=0.1)),
+                      evals={}, steps=60, batch_size=16, log_every=60, mesh=Mesh(data=1))
+    fit(made, record.Run(tmp_path / "run", record.Recorded("x", config.to_json(made), None, None,
+                                                           ""), overrides={}))
+    (tmp_path / "mine.csv").unlink()  # The run alone is asked.
+    capsys.readouterr()
+    table = tmp_path / "told.csv"
+    command = ["predict", f"--experiment={tmp_path / 'run'}"]
+    assert cli.main([*command, "--prompt=good 1", "--prompt=bad 2 bad bad", "--top=1",
+                     f"--output={table}"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split()[:3] == ["good", "1", "pos"]
+    assert lines[3].split()[-2] == "neg" and float(lines[3].split()[-1]) > 0.9
+    rows = list(csv.reader(table.read_text().splitlines()))
+    assert [row[:2] for row in rows] == [["text", "label"], ["good 1", "pos"],
+                                         ["bad 2 bad bad", "neg"]]
+    assert cli.main([*command, "--prompt=", "--prompt=good 1"]) == 2
+    assert capsys.readouterr().err.strip() == "error: --prompt='': expected at least one word."
+    assert cli.main([*command, "--prompt=zz!"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: --prompt='zz!': 'z', character 1") and "\n" not in error
 
 
 # Reviews. The texts here are made up.

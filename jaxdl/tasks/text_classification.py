@@ -1,6 +1,6 @@
 """Classification of texts: one of several classes for each sequence of tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.config import Fraction
-from jaxdl.data.tokenizers import NONE
+from jaxdl.data.labelled_text import filled
+from jaxdl.data.tokenizers import NONE, Tokenizer
+from jaxdl.errors import UserError, shown
 from jaxdl.layers import uniform
 from jaxdl.pictures import Material, Picture
+from jaxdl.prompt import Teller
 from jaxdl.task import Aux, Batch, Mean, TrainState
-from jaxdl.tasks.classification import Classification
+from jaxdl.tasks.classification import Classification, at_least_two
 
 Array = jax.Array
 
@@ -39,6 +42,29 @@ class SequenceClassification(Classification):
             kept = uniform(jax.random.fold_in(key, WORDS), tokens.shape) >= self.word_dropout
             batch = {**batch, "tokens": jnp.where(kept, tokens, NONE)}
         return super().loss(variables, batch, key, train=train)
+
+    def teller(self, variables: Any, tokenizer: Tokenizer, data: Any) -> Teller:
+        """What tells the labels of texts, which are cut as those of the data are."""
+        @jax.jit
+        def probabilities(tokens: Array) -> Array:
+            logits: Any = self.model.apply(variables, tokens, False)
+            return jax.nn.softmax(at_least_two(logits))
+
+        def tell(texts: Sequence[str]) -> list[list[tuple[str, float]]]:
+            rows = []
+            for text in texts:
+                try:
+                    rows.append(tokenizer.encode(text))
+                except UserError as error:
+                    raise UserError(f"--prompt={shown(repr(text))}: {error}") from error
+                if not len(rows[-1]):
+                    raise UserError(f"--prompt={shown(repr(text))}: expected at least one word.")
+            names = data.names
+            return [sorted(((str(names[i]) if i < len(names) else str(i), float(p))
+                            for i, p in enumerate(row)), key=lambda found: -found[1])
+                    for row in probabilities(jnp.asarray(filled(rows, data.block, data.keep)))]
+
+        return tell
 
     def pictures(self, state: TrainState, material: Material) -> Iterator[Picture]:
         """None: those of `Classification` show images."""
