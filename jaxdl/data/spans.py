@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -120,36 +120,19 @@ class SpanTexts(Texts):
         different = self.content.texts[split][len(questions):]
         texts = dict(zip(different, zip(tokens[len(questions):], places_all(tokenizer, different),
                                         strict=True), strict=True))
-        end = tokenizer.special.index(END)
-        rows: dict[str, list[np.ndarray]] = {name: [] for name in (
-            "tokens", "kind", "start", "end", "begins", "ends")}
-        asked = []
+        end = np.array([tokenizer.special.index(END)])
+        rows, asked = [], []
         for number, (question, given) in enumerate(zip(questions, tokens, strict=False)):
-            head = [*given[:self.longest], end]
-            room, (text, place) = self.block - len(head), texts[question.text]
-            first, last = np.zeros((2, len(text)), bool)
-            for begin, count in question.starts:
-                inside = np.flatnonzero((place[:, 1] > begin) & (place[:, 0] < begin + count))
-                if len(inside):
-                    first[inside[0]] = last[inside[-1]] = True
-            for at in range(0, max(len(text) - room, 0) + self.stride, self.stride):
-                part = slice(at, at + room)
-                row = {"tokens": text[part], "kind": np.ones(len(text[part]), np.int32),
-                       "start": first[part], "end": last[part],
-                       "begins": place[part, 0], "ends": place[part, 1]}
-                if split == "train" and not (row["start"].any() and row["end"].any()):
-                    continue
-                for name, x in row.items():
-                    whole = np.full(self.block, NONE if name == "tokens" else 0, np.int32)
-                    if name == "tokens":
-                        whole[:len(head)] = head
-                    whole[len(head):len(head) + len(x)] = x
-                    rows[name].append(whole.astype(bool) if name in ("start", "end") else whole)
-                asked.append(number)
+            head = np.concatenate([given[:self.longest], end])
+            for row in windows(head, *texts[question.text], question.starts, self.block,
+                               self.stride):
+                if split != "train" or row["start"].any():
+                    rows.append(row)
+                    asked.append(number)
         if not asked:
             raise UserError(f"{type(self).__name__}: no answer of the split {split!r} stands in "
                             f"its text, as it fits into block={self.block}.")
-        stacked = {name: np.stack(x) for name, x in rows.items()}
+        stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         begins, ends = stacked.pop("begins"), stacked.pop("ends")
         return SpanRows(arrays=stacked, questions=questions, asked=np.array(asked, np.int32),
                         begins=begins, ends=ends)
@@ -159,6 +142,39 @@ class SpanTexts(Texts):
         for questions in self.questions.values():
             digest.update(repr([(q.answers, q.starts) for q in questions]).encode())
         return digest.hexdigest()[:16]
+
+
+def windows(head: np.ndarray, text: np.ndarray, places: np.ndarray,
+            answers: Sequence[tuple[int, int]], block: int,
+            stride: int) -> Iterator[dict[str, np.ndarray]]:
+    """The rows of a question and its text. An answer is marked in those that have the whole of it.
+
+    Args:
+      head: tokens of the question and what ends it.
+      text: tokens of the text, [N].
+      places: where each of them begins and ends in the text, [N, 2].
+      answers: (first character, how many) of each.
+      block: tokens of a row.
+      stride: tokens from one row to the next.
+    """
+    spans = []
+    for begin, count in answers:
+        inside = np.flatnonzero((places[:, 1] > begin) & (places[:, 0] < begin + count))
+        if len(inside):
+            spans.append((inside[0], inside[-1]))
+    room = block - len(head)
+    for at in range(0, max(len(text) - room, 0) + stride, stride):
+        part = text[at:at + room]
+        there = slice(len(head), len(head) + len(part))
+        row = {"tokens": np.full(block, NONE, np.int32),
+               **{name: np.zeros(block, np.int32) for name in ("kind", "begins", "ends")},
+               **{name: np.zeros(block, bool) for name in ("start", "end")}}
+        row["tokens"][:len(head)], row["tokens"][there], row["kind"][there] = head, part, 1
+        row["begins"][there], row["ends"][there] = places[at:at + room].T
+        for first, last in spans:
+            if at <= first and last < at + len(part):
+                row["start"][first - at + len(head)] = row["end"][last - at + len(head)] = True
+        yield row
 
 
 @dataclass(frozen=True, kw_only=True)
