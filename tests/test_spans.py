@@ -28,6 +28,8 @@ PARAGRAPHS = [{"context": LONG, "qas": [
     {"id": "a", "question": "Which river is long?",
      "answers": [{"text": "The Nile", "answer_start": 15}, {"text": "Nile", "answer_start": 19}]},
     {"id": "b", "question": "Who says it?", "answers": [{"text": "Ötzi", "answer_start": 38}]},
+    {"id": "d", "question": "How does it begin?",
+     "answers": [{"text": "One", "answer_start": 0}]},
     {"id": "c", "question": "Why?", "answers": [], "is_impossible": True}]}]
 
 
@@ -44,7 +46,7 @@ def squad_file(tmp_path, paragraphs=PARAGRAPHS, articles=4):
 def test_rows_hold_the_answers_where_they_say(kind, block, tmp_path):
     pytest.importorskip("tokenizers", reason="pip install 'jaxdl[text]'")
     data = replace(squad_file(tmp_path), tokenizer=kind, block=block)
-    assert {split: len(q) for split, q in data.questions.items()} == {"train": 6, "test": 2}
+    assert {split: len(q) for split, q in data.questions.items()} == {"train": 9, "test": 3}
     for split in ("train", "test"):
         source = data.open(split)
         rows = source.arrays
@@ -65,6 +67,8 @@ def test_rows_hold_the_answers_where_they_say(kind, block, tmp_path):
             for place in ends:
                 end = source.ends[i, place]
                 assert any(question.text[:end].endswith(a) for a in question.answers)
+        answered = {number for i, number in enumerate(source.asked) if rows["start"][i].any()}
+        assert answered == set(range(len(data.questions[split])))
         if split == "test":  # nothing of a text is lost
             whole = set(spans.places_all(data.content.tokenizer, [LONG])[0][:, 0])
             assert all(found == whole for found in seen.values())
@@ -97,7 +101,7 @@ def test_own_texts_and_what_is_wrong_with_them(tmp_path):
 def test_another_file_to_test_on(tmp_path):
     data = squad_file(tmp_path)
     both = replace(data, test_path=data.path)
-    assert {split: len(q) for split, q in both.questions.items()} == {"train": 8, "test": 8}
+    assert {split: len(q) for split, q in both.questions.items()} == {"train": 12, "test": 12}
 
 
 # What counts.
@@ -196,7 +200,7 @@ def test_a_report_shows_answers_in_their_text(tmp_path):
     picture, = task.pictures(state, Material(source=data.open, split="test", batch_size=4,
                                              data=data))
     assert isinstance(picture, Texts)
-    assert ["".join(text for text, _ in parts) for parts in picture.texts] == [LONG, LONG]
+    assert ["".join(text for text, _ in parts) for parts in picture.texts] == [LONG] * 3
     assert picture.captions[0] == "Which river is long? Expected: The Nile"
 
 

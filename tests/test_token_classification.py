@@ -1,7 +1,7 @@
 """A label for each word: which token has it, what counts, and what is wrong with a file."""
 
-import dataclasses
 import json
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +121,7 @@ def test_it_learns_and_shows_its_mistakes(tmp_path):
     state = TASK.init(jax.random.key(0), {**data.open("train").read(np.arange(2)),
                                           "mask": np.ones(2), "index": np.arange(2)}, optax.sgd(1.))
     bias = state.params["head"]["bias"].at[1].set(9.)  # everything is B
-    state = dataclasses.replace(state, params={**state.params, "head": {
+    state = replace(state, params={**state.params, "head": {
         **state.params["head"], "bias": bias}})
     picture, = TASK.pictures(state, Material(source=data.open, split="train", batch_size=4,
                                              data=data, names=data.names))
@@ -130,3 +130,10 @@ def test_it_learns_and_shows_its_mistakes(tmp_path):
     assert whole == {"Anna sees [B, not O] Oslo", "The [B, not O] rain [B, not O]"}
 
 
+
+    pieces = own(tmp_path, tokenizer=BPE(vocabulary=256), block=4)
+    picture, = replace(TASK, model=TASK.model.clone(vocabulary=256)).pictures(
+        replace(state, params={**state.params, "embedding": jnp.zeros((256, 16))}),
+        Material(source=pieces.open, split="train", batch_size=4, data=pieces, names=data.names))
+    whole = {"".join(text for text, _ in parts) for parts in picture.texts}
+    assert whole == {"Anna", "T [B, not O]her [B, not O]"}  # some pieces have no label
