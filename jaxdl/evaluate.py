@@ -50,7 +50,11 @@ class Context:
 
 
 class Evaluator(Protocol):
-    """Named numbers of a state, every so many steps and after the last."""
+    """Named numbers of a state, every so many steps and after the last.
+
+    It may have a method `check(experiment)`, which raises a UserError before there is a run where
+    something is missing: a library, say.
+    """
 
     @property
     def every(self) -> int: ...

@@ -716,10 +716,11 @@ def kept_files(experiment: Experiment) -> Mapping[str, bytes]:
 
 def splits(experiment: Experiment) -> Callable[[str], Source]:
     """Opens splits of the experiment's data, each once; those of its evaluators now, so that a
-    misspelt one is known before the first step. Data that has `check` is asked whether the rest of
-    the experiment suits it."""
-    if hasattr(experiment.data, "check"):
-        experiment.data.check(experiment)  # pyright: ignore[reportAttributeAccessIssue]
+    misspelt one is known before the first step. Data and evaluators that have `check` are asked
+    whether the rest of the experiment suits them."""
+    for part in (experiment.data, *experiment.evals.values()):
+        if hasattr(part, "check"):
+            part.check(experiment)  # pyright: ignore[reportAttributeAccessIssue]
 
     @functools.cache
     def opened(split: str) -> Source:

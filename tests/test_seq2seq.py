@@ -1,5 +1,7 @@
 """Pairs, encoder and decoder, and what is measured of their answers."""
 
+import sys
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +24,7 @@ from jaxdl.models.encoder_decoder import EncoderDecoder
 from jaxdl.models.seq2seq import Seq2SeqRNN
 from jaxdl.optimizer import Adam, Constant
 from jaxdl.tasks.seq2seq import SCORES, Answers, Seq2Seq, Translation, bleu, chrf, decoded, exact
-from jaxdl.train import Program
+from jaxdl.train import Program, splits
 
 V = 9
 RNN = Seq2SeqRNN(vocabulary=V, width=6, embedding=5)
@@ -217,6 +219,20 @@ def test_scores_are_those_of_sacrebleu():
     other = ["the cat sat on the mat", "hello there"]
     assert exact(other, texts) == 0.5 and 30 < bleu(other, texts) < 90
     assert bleu(["one"], ["one"]) == 0.  # which is why it can be left out
+
+
+def test_a_library_that_is_missing_is_told_before_training(tmp_path, monkeypatch):
+    (tmp_path / "pairs.tsv").write_text("abc\tcba\nde\ted\n")
+    data = PairFile(path=str(tmp_path / "pairs.tsv"), tokenizer=Characters())
+    made = Experiment(task=Seq2Seq(model=RNN.clone(vocabulary=9)), data=data,
+                      optimizer=Adam(learning_rate=Constant(peak=1e-3)),
+                      evals={"test": Translation(scores=("exact",))}, steps=1, batch_size=1)
+    splits(made)
+    for library, score in (("sacrebleu", "chrf"), ("rouge_score", "rougeL")):
+        monkeypatch.setitem(sys.modules, library, None)
+        monkeypatch.setitem(sys.modules, f"{library}.rouge_scorer", None)
+        with pytest.raises(UserError, match=r"pip install 'jaxdl\[text\]'"):
+            splits(replace(made, evals={"test": Translation(scores=(score,))}))
 
 
 def test_scores_are_those_of_rouge_score():

@@ -148,6 +148,11 @@ class Translation:
     scores: tuple[Score, ...] = ("bleu", "chrf", "exact")
     batch_size: Size | None = None
 
+    def check(self, experiment: Any) -> None:
+        """Raises a UserError for a library that a score needs."""
+        for score in self.scores:
+            SCORES[score]([""], [""])
+
     def __call__(self, task: Any, state: Any, context: Context) -> Mapping[str, float]:
         source: Any = context.source(self.split)
 
