@@ -1,6 +1,6 @@
 """Language models against PyTorch: training steps, generation, and what a token costs.
 
-    python benchmarks/language.py [--parts train generate position] [--rounds=9] [--out=times.jsonl]
+    python benchmarks/language.py [--parts train generate position] [--rounds=15] [--out=FILE]
 
 - train: nanoGPT's character model (6 layers, 384 wide, block 256) and an LSTM of 256 units, as in
   `train.py`, against PyTorch eager and compiled.
@@ -103,7 +103,7 @@ def main() -> None:
                         default=["train", "generate", "position"])
     flags = parser.parse_args()
     wide, began = Console(width=200), time.time()
-    pythons = interpreters(flags, ["jax", "torch"])
+    pythons = interpreters(flags, ["jax"] if flags.parts == ["position"] else ["jax", "torch"])
     with (flags.out or Path(os.devnull)).open("a") as records:
         print(json.dumps({"parts": flags.parts, "time": began}), file=records)
         if "train" in flags.parts:

@@ -50,7 +50,7 @@ def main() -> None:
         for seed in range(flags.seeds):
             found["jaxdl"].append(ours(folder / f"run{seed}", seed))
             said = subprocess.run([torch, PEERS / "nanogpt_torch.py", folder / "tokens.npz",
-                                   str(seed)], check=True, capture_output=True, text=True)
+                                   str(seed)], check=True, stdout=subprocess.PIPE, text=True)
             found["PyTorch"].append(float(said.stdout))
             print(f"seed {seed}: " + ", ".join(f"{k} {v[-1]:.4f}" for k, v in found.items()),
                   flush=True)

@@ -3,6 +3,8 @@
     python benchmarks/ngram.py
 
 - Replies (`dialogue`): each token by the one and by the two before it.
+- Missing names of the Bible (`qa_names`): the one that the text has most often, of those that the
+  question has not.
 - Hidden words of reviews (`bert_small`): each word by its two neighbours, of the first 100,000
   words of the test split.
 
@@ -18,7 +20,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from jaxdl.data.corpora import BibleNames
 from jaxdl.data.labelled_text import MovieReviewsText
+from jaxdl.data.spans import BibleNamesAsked, most_frequent
 from jaxdl.data.tokenizers import BPE, Words
 
 WORDS = 100_000
@@ -86,6 +90,12 @@ def main() -> None:
         nats = forwards(train.target, [t[:longest] for t in test.target], order, data.vocabulary,
                         data.content.tokenizer.special.index("<end>"))
         print(f"| replies | the {order - 1} before | {nats:.3f} |")
+    asked = BibleNamesAsked()
+    asked.prepare()
+    known = set(BibleNames().lines())
+    questions = asked.questions["test"]
+    right = sum(most_frequent(q, known) in q.answers for q in questions) / len(questions)
+    print(f"| names | the most frequent one | right for {right:.1%} |")
     reviews = MovieReviewsText(tokenizer=Words(vocabulary=20_000, lower=True))
     reviews.prepare()
     alone, both = between(reviews.content.tokens("train")[0],

@@ -1,12 +1,14 @@
-"""GPT-2 small, 124,439,808 parameters, on OpenWebText: 2.85 nats for each piece of a word.
+"""GPT-2 small, 124,439,808 parameters: 2.85 nats for each piece of a word, where the data is.
 
     python launch.py --experiment=gpt2_small --data.path=DIR --data.tokenizer.path=FILE
     python launch.py preflight --experiment=gpt2_small --data.path=DIR --data.tokenizer.path=FILE
 
 DIR holds the text as .txt files, FILE is the tokenizer.json that is published with GPT-2. The sizes
-are those of Radford et al. (2019), table 2; the recipe is that of nanoGPT's README (Karpathy 2022,
-https://github.com/karpathy/nanoGPT), which comes to 2.85 nats after 600,000 steps of 491,520 pieces
-on eight A100 in four days; GPT-2 as it is published has 3.12 there. For 8 devices with 40 GB.
+are those of Radford et al. (2019), table 2; the schedule is that of nanoGPT's README (Karpathy
+2022, https://github.com/karpathy/nanoGPT), which comes to 2.85 nats on OpenWebText after 600,000
+steps of 491,520 pieces on eight A100 in four days; GPT-2 as it is published has 3.12 there. That
+text has nine billion pieces, and a `TextFile` can tell two billion apart, so here it is a part of
+it, or another one; the recipe has not been trained. For 8 devices with 40 GB.
 """
 
 from jaxdl.data.text import TextFile

@@ -8,10 +8,10 @@ The character model of nanoGPT (Karpathy 2022, https://github.com/karpathy/nanoG
 sizes that it gives for a CPU, 4 blocks of width 128 with 4 heads, without dropout, but trained for
 longer: 64 characters at once, batches of 64, 6,000 steps. The text is all of Shakespeare, of whose
 last tenth the first 100,000 characters are measured: a 6-gram model gives them 1.656 nats each. At
-nanoGPT's own CPU setting, `--steps=2000 --batch_size=12`, it shall be no worse than
-nanoGPT on this text; the 1.88 nats of the README, and the 1.4697 of the network of 10.7 million
-parameters on a GPU, are for the last tenth of the smaller "tiny Shakespeare". The sweep adds
-Austen's novels and the Bible (6-gram: 1.269 and 1.304). `test/loss` is the number.
+nanoGPT's own CPU setting, `--steps=2000 --batch_size=12`, it shall be no worse than nanoGPT on this
+text (`python benchmarks/nanogpt.py`). The 1.88 nats of the README, and the 1.4697 of the network of
+10.7 million parameters on a GPU, are for the last tenth of the smaller "tiny Shakespeare". The
+sweep adds Austen's novels and the Bible (6-gram: 1.269 and 1.304). `test/loss` is the number.
 """
 
 from jaxdl.data.corpora import Austen, Bible, Shakespeare

@@ -3,11 +3,11 @@
     python launch.py --experiment=qa_names
 
 Questions of the Children's Book Test's kind (Hill et al. 2016, https://arxiv.org/abs/1511.02301,
-section 2) from the King James Bible: 8,420 to train, 940 to test, from other chapters. The answer
+section 2) from the King James Bible: 8,420 to train, 940 to test, of other passages. The answer
 is a part of the text, found as in Devlin et al. (2019), section 4.2, by a network that starts at
 random. The name that the text has most often, of those that the question has not, is right for
-41.1 % of the test questions, which must be beaten. No paper has these questions. `test/exact` is
-the number.
+41.1 % of the test questions (`python benchmarks/ngram.py`), which must be beaten. No paper has
+these questions. `test/exact` is the number.
 """
 
 from jaxdl.data.spans import BibleNamesAsked

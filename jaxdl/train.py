@@ -707,6 +707,9 @@ def validate(experiment: Experiment, devices: parallel.Devices) -> None:
         raise UserError(f"best.metric={metric}: expected EVALUATOR/METRIC, with one of evals: "
                         f"{', '.join(experiment.evals) or 'none'}."
                         f"{nearest(metric.split('/')[0], experiment.evals)}")
+    for evaluator in experiment.evals.values():
+        if hasattr(evaluator, "check"):
+            evaluator.check(experiment)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def kept_files(experiment: Experiment) -> Mapping[str, bytes]:
@@ -716,11 +719,10 @@ def kept_files(experiment: Experiment) -> Mapping[str, bytes]:
 
 def splits(experiment: Experiment) -> Callable[[str], Source]:
     """Opens splits of the experiment's data, each once; those of its evaluators now, so that a
-    misspelt one is known before the first step. Data and evaluators that have `check` are asked
-    whether the rest of the experiment suits them."""
-    for part in (experiment.data, *experiment.evals.values()):
-        if hasattr(part, "check"):
-            part.check(experiment)  # pyright: ignore[reportAttributeAccessIssue]
+    misspelt one is known before the first step. Data that has `check` is asked whether the rest of
+    the experiment suits it."""
+    if hasattr(experiment.data, "check"):
+        experiment.data.check(experiment)  # pyright: ignore[reportAttributeAccessIssue]
 
     @functools.cache
     def opened(split: str) -> Source:

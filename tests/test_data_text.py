@@ -105,7 +105,11 @@ def test_a_tokenizer_that_is_published(tmp_path):
         vocab_size=280, special_tokens=["<|endoftext|>"], show_progress=False,
         initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet()))
     path = tmp_path / "published.json"
+    made.enable_truncation(4)
+    made.enable_padding(length=9)
     made.save(str(path))
+    made.no_truncation()
+    made.no_padding()
     found = Saved(path=str(path)).fit([])
     assert found.special == () and found.size == 280
     assert found.encode(PROSE).tolist() == made.encode(PROSE).ids

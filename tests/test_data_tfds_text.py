@@ -62,6 +62,12 @@ def test_texts_with_labels(tmp_path: Path) -> None:
     source = data.open("test")
     assert source.read(np.array([0]))["label"] == 1
     assert data.decode(source.read(np.array([0]))["tokens"][0]) == "fine"
+    with pytest.raises(UserError, match=r"label='text' of films/1.0.0 is not a class"):
+        TfdsLabelledTexts(name="films", directory=str(tmp_path), label="text").open("train")
+    with pytest.raises(UserError, match=r"text='label' of films/1.0.0 is not a text"):
+        TfdsLabelledTexts(name="films", directory=str(tmp_path), text="label").open("train")
+    with pytest.raises(UserError, match=r"the split 'train\[:0\]' of films/1.0.0 is empty"):
+        TfdsLabelledTexts(name="films", directory=str(tmp_path), train_split="train[:0]").read()
     one = TfdsLabelledTexts(name="films", directory=str(tmp_path), labels=("only",))
     with pytest.raises(UserError, match="1 of the split 'train' has the label 1, and 1 are named"):
         one.open("train")

@@ -5,6 +5,8 @@ import json
 import math
 import re
 import shutil
+from types import SimpleNamespace
+from typing import Any
 
 import chex
 import jax
@@ -15,7 +17,7 @@ import pytest
 
 from jaxdl import check, cli, config, record
 from jaxdl.checks.subject import Subject
-from jaxdl.data.text import TextFile
+from jaxdl.data.text import Stream, TextFile
 from jaxdl.data.tokenizers import FILE, Bytes, load, saved
 from jaxdl.errors import UserError
 from jaxdl.experiment import Experiment
@@ -23,6 +25,7 @@ from jaxdl.models.bert import Bert
 from jaxdl.models.rnn import RNN
 from jaxdl.models.transformer import Transformer
 from jaxdl.optimizer import Adam, Constant
+from jaxdl.task import Mean
 from jaxdl.tasks.language import LanguageModel, Perplexity
 from jaxdl.tasks.masked_language import MaskedLanguageModel
 from jaxdl.train import fit, splits
@@ -96,6 +99,15 @@ def test_a_recurrent_network_learns_a_text(tmp_path, capsys):
     kept = load(tmp_path / "run" / FILE)
     assert kept == made.data.content.tokenizer
     assert json.loads((tmp_path / "run" / FILE).read_text())["kind"] == "characters"
+
+
+def test_bits_per_character_are_of_a_model_that_predicts_them_all():
+    source = Stream(stored=np.arange(11), block=5, characters=20)
+    context: Any = SimpleNamespace(source=lambda split: source)
+    every = Perplexity().finish({"loss": Mean(total=30., count=10.)}, context)
+    np.testing.assert_allclose(every["bits_per_character"], 30 / math.log(2) / 20)
+    hidden = Perplexity().finish({"loss": Mean(total=6., count=2.)}, context)
+    assert hidden["perplexity"] == math.exp(3) and "bits_per_character" not in hidden
 
 
 def test_a_model_that_lacks_tokens_is_refused(tmp_path):

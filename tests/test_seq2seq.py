@@ -24,7 +24,7 @@ from jaxdl.models.encoder_decoder import EncoderDecoder
 from jaxdl.models.seq2seq import Seq2SeqRNN
 from jaxdl.optimizer import Adam, Constant
 from jaxdl.tasks.seq2seq import SCORES, Answers, Seq2Seq, Translation, bleu, chrf, decoded, exact
-from jaxdl.train import Program, splits
+from jaxdl.train import Program, validate
 
 V = 9
 RNN = Seq2SeqRNN(vocabulary=V, width=6, embedding=5)
@@ -227,12 +227,13 @@ def test_a_library_that_is_missing_is_told_before_training(tmp_path, monkeypatch
     made = Experiment(task=Seq2Seq(model=RNN.clone(vocabulary=9)), data=data,
                       optimizer=Adam(learning_rate=Constant(peak=1e-3)),
                       evals={"test": Translation(scores=("exact",))}, steps=1, batch_size=1)
-    splits(made)
+    validate(made, parallel.arrange(Mesh(data=1)))
     for library, score in (("sacrebleu", "chrf"), ("rouge_score", "rougeL")):
         monkeypatch.setitem(sys.modules, library, None)
         monkeypatch.setitem(sys.modules, f"{library}.rouge_scorer", None)
         with pytest.raises(UserError, match=r"pip install 'jaxdl\[text\]'"):
-            splits(replace(made, evals={"test": Translation(scores=(score,))}))
+            validate(replace(made, evals={"test": Translation(scores=(score,))}),
+                     parallel.arrange(Mesh(data=1)))
 
 
 def test_scores_are_those_of_rouge_score():

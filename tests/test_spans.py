@@ -38,21 +38,22 @@ def squad_file(tmp_path, paragraphs=PARAGRAPHS, articles=4):
     path.write_text(json.dumps({"version": "1.1", "data": [
         {"title": str(i), "paragraphs": paragraphs} for i in range(articles)]}))
     return SquadFile(path=str(path), tokenizer=Characters(), test=0.25, block=200, longest=20,
-                     stride=9)
+                     stride=50)
 
 
 @pytest.mark.parametrize("kind", [Characters(), Bytes(), BPE(vocabulary=300), Words(vocabulary=99)])
 @pytest.mark.parametrize("block", [200, 45, 30])
 def test_rows_hold_the_answers_where_they_say(kind, block, tmp_path):
     pytest.importorskip("tokenizers", reason="pip install 'jaxdl[text]'")
-    data = replace(squad_file(tmp_path), tokenizer=kind, block=block)
+    data = replace(squad_file(tmp_path), tokenizer=kind, block=block,
+                   stride=4 if block == 30 else 50)  # more than a row has room for, of 45
     assert {split: len(q) for split, q in data.questions.items()} == {"train": 9, "test": 3}
     for split in ("train", "test"):
         source = data.open(split)
         rows = source.arrays
-        assert set(source.asked) == set(range(len(data.questions[split])))
+        assert set(source.question_of) == set(range(len(data.questions[split])))
         seen = {}
-        for i, number in enumerate(source.asked):
+        for i, number in enumerate(source.question_of):
             question = source.questions[number]
             there = rows["kind"][i] == 1
             assert (rows["tokens"][i][there] >= 0).all()
@@ -67,7 +68,7 @@ def test_rows_hold_the_answers_where_they_say(kind, block, tmp_path):
             for place in ends:
                 end = source.ends[i, place]
                 assert any(question.text[:end].endswith(a) for a in question.answers)
-        answered = {number for i, number in enumerate(source.asked) if rows["start"][i].any()}
+        answered = {number for i, number in enumerate(source.question_of) if rows["start"][i].any()}
         assert answered == set(range(len(data.questions[split])))
         if split == "test":  # nothing of a text is lost
             whole = set(spans.places_all(data.content.tokenizer, [LONG])[0][:, 0])
@@ -87,6 +88,17 @@ def test_own_texts_and_what_is_wrong_with_them(tmp_path):
         squad_file(tmp_path, wrong).open("train")
     with pytest.raises(UserError, match=r"not of SQuAD's form: KeyError 'qas'\.$"):
         squad_file(tmp_path, [{"context": "x"}]).open("train")
+    for answer, start in (("", 3), ("Ötzi;", -48)):
+        wrong[0]["qas"][0]["answers"] = [{"text": answer, "answer_start": start}]
+        with pytest.raises(UserError, match=f"does not stand at answer_start={start} of"):
+            squad_file(tmp_path, wrong).open("train")
+    wrong[0]["qas"][0] = {"question": None, "answers": []}
+    with pytest.raises(UserError, match=r"TypeError a question is None\.$"):
+        squad_file(tmp_path, wrong).open("train")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.txt").write_text("x")
+    with pytest.raises(UserError, match="folder: a folder, expected a JSON file"):
+        replace(data, path=str(tmp_path / "folder")).prepare()
     with pytest.raises(UserError, match=r"nothing is left for the split 'train', test=0.25"):
         squad_file(tmp_path, articles=1).open("train")
     (tmp_path / "other.json").write_text("{")
@@ -144,6 +156,17 @@ def test_the_loss_is_that_of_all_right_places():
             {"params": p}, other, jax.random.key(0), train=False)[0].value())(state.params)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(grad))
     assert {int(x) for x in TASK.predict(state, ONE)[1][0]} <= {2, 3}  # inside the text
+
+
+@pytest.mark.parametrize("change,said", [
+    ({"classes": 3}, r"logits of the shape \(2, 5, 3\); expected \[B, T, 2\]"),
+    ({"output": "tokens"}, r"shape \(2, 5, 9\)"), ({"types": 1}, "types=1, and the tokens are of")])
+def test_models_that_do_not_suit(change, said):
+    task = replace(TASK, model=TASK.model.clone(**change))
+    with pytest.raises(UserError, match=said):
+        jax.eval_shape(lambda: task.loss(
+            task.model.init(jax.random.key(0), ONE["tokens"], False), ONE, jax.random.key(0),
+            train=False)[0])
 
 
 @settings(max_examples=25, deadline=None)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -57,12 +58,23 @@ def test_rows_have_the_labels_of_their_words(tmp_path):
 
 def test_only_the_first_piece_of_a_word_has_its_label(tmp_path):
     pytest.importorskip("tokenizers", reason="pip install 'jaxdl[text]'")
-    data = own(tmp_path, tokenizer=BPE(vocabulary=256), block=9)
+    data = own(tmp_path, tokenizer=BPE(vocabulary=256), block=11)
     source = data.open("train")
     at = next(i for i in range(source.size) if source.arrays["labels"][i, 0] == 1)
-    # Letter by letter, and cut: Anna sees O.
-    assert source.arrays["labels"][at].tolist() == [1, -1, -1, -1, 0, -1, -1, -1, 1]
-    assert data.decode(source.arrays["tokens"][at]) == "AnnaseesO"
+    # Letter by letter, and cut: the blank is a piece, and belongs to no word.
+    assert source.arrays["labels"][at].tolist() == [1, -1, -1, -1, -1, 0, -1, -1, -1, -1, 1]
+    assert data.decode(source.arrays["tokens"][at]) == "Anna sees O"
+    whole = own(tmp_path, tokenizer=BPE(vocabulary=290), block=14).open("train").arrays
+    kept = (whole["tokens"] >= 0).sum(1)
+    assert kept.max() < 10  # pieces with the blank before them, as they were learned
+    assert sorted(set((whole["labels"] >= 0).sum(1))) == [2, 3]
+    with pytest.raises(UserError, match=r"'.*' has .* tokens, more than block=4, and is to be te"):
+        replace(data, block=4).open("test")
+    one = dict(tokenizer=Words(vocabulary=20), test_path=str(tmp_path / "tagged.txt"))
+    assert {s: len(x) for s, x in own(tmp_path, **one).parts.items()} == {"train": 10, "test": 10}
+    few = SimpleNamespace(task=replace(TASK, model=TASK.model.clone(classes=1)))
+    with pytest.raises(UserError, match=r"task.model.classes=1: TaggedFile has 2 labels; expected"):
+        own(tmp_path).check(few)
 
 
 @pytest.mark.parametrize("text,said", [
@@ -136,4 +148,4 @@ def test_it_learns_and_shows_its_mistakes(tmp_path):
         replace(state, params={**state.params, "embedding": jnp.zeros((256, 16))}),
         Material(source=pieces.open, split="train", batch_size=4, data=pieces, names=data.names))
     whole = {"".join(text for text, _ in parts) for parts in picture.texts}
-    assert whole == {"Anna", "T [B, not O]her [B, not O]"}  # some pieces have no label
+    assert whole == {"Anna", "T [B, not O]he "}  # some pieces have no label

@@ -53,13 +53,13 @@ class SpanRows(Arrays):
 
     Attributes:
       questions: those asked.
-      asked: the question of each row, an index, [N].
+      question_of: the question of each row, an index, [N].
       begins: the character of the text where each token of a row begins, [N, T].
       ends: and where it ends.
     """
 
     questions: Sequence[Question]
-    asked: np.ndarray
+    question_of: np.ndarray
     begins: np.ndarray
     ends: np.ndarray
 
@@ -75,7 +75,8 @@ class SpanTexts(Texts):
     Attributes:
       block: tokens of a row, T.
       longest: tokens of a question, of which no more are read.
-      stride: tokens from one row of a text to the next.
+      stride: tokens from one row of a text to the next; where a row has room for fewer, as many as
+        it has room for.
       test: share of the groups that is the split "test": drawn at random, but always the same.
     """
 
@@ -134,7 +135,7 @@ class SpanTexts(Texts):
                             f"its text, as it fits into block={self.block}.")
         stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         begins, ends = stacked.pop("begins"), stacked.pop("ends")
-        return SpanRows(arrays=stacked, questions=questions, asked=np.array(asked, np.int32),
+        return SpanRows(arrays=stacked, questions=questions, question_of=np.array(asked, np.int32),
                         begins=begins, ends=ends)
 
     def fingerprint(self) -> str:
@@ -163,6 +164,7 @@ def windows(head: np.ndarray, text: np.ndarray, places: np.ndarray,
         if len(inside):
             spans.append((inside[0], inside[-1]))
     room = block - len(head)
+    stride = min(stride, room)  # nothing is left out
     for at in range(0, max(len(text) - room, 0) + stride, stride):
         part = text[at:at + room]
         there = slice(len(head), len(head) + len(part))
@@ -193,7 +195,8 @@ class SquadFile(SpanTexts):
 
     def prepare(self) -> None:
         for path in filter(None, (self.path, self.test_path)):
-            text_files(path)
+            if text_files(path) != [Path(path).expanduser()]:
+                raise UserError(f"data: path={shown(path)}: a folder, expected a JSON file.")
 
     def asked(self) -> Mapping[str, Sequence[Question]]:
         found = squad(Path(self.path).expanduser())
@@ -216,8 +219,10 @@ def squad(path: Path) -> list[Question]:
                 text = str(paragraph["context"])
                 for asked in paragraph["qas"]:
                     answers = [(str(a["text"]), int(a["answer_start"])) for a in asked["answers"]]
+                    if not isinstance(asked["question"], str):
+                        raise TypeError(f"a question is {asked['question']!r}")
                     for answer, start in answers:
-                        if text[start:start + len(answer)] != answer:
+                        if not answer or start < 0 or text[start:start + len(answer)] != answer:
                             raise UserError(
                                 f"{path}: question {shown(asked.get('id', asked['question']))}: "
                                 f"{shown(answer)!r} does not stand at answer_start={start} of its "

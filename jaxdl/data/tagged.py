@@ -6,16 +6,17 @@ first token, and its further tokens have none.
 
 import functools
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxdl.config import Fraction, Size
+from jaxdl.config import Fraction, Size, leaves
 from jaxdl.data.source import Arrays, Source, permutation
 from jaxdl.data.text import Texts, read_text, text_files
-from jaxdl.data.tokenizers import NONE, Kind, Words, encode_all
+from jaxdl.data.tokenizers import NONE, Kind, Words, places_all
 from jaxdl.errors import UserError, nearest, shown
 
 
@@ -32,7 +33,7 @@ class TaggedTexts(Texts):
 
     Attributes:
       labels: names of the classes 0, 1, ...
-      block: tokens of a row, T; what is longer is cut.
+      block: tokens of a row, T. Longer sentences are cut to train on, and an error to test on.
       test: share of the sentences that is the split "test": drawn at random, but always the same.
     """
 
@@ -55,14 +56,14 @@ class TaggedTexts(Texts):
     @functools.cached_property
     def parts(self) -> Mapping[str, Sequence[Sentence]]:
         """The sentences of each split."""
-        every = self.sentences()
-        order = permutation(0, 0, len(every))
-        count = int(np.ceil(self.test * len(every)))
-        if not 0 < count < len(every):
-            raise UserError(f"{type(self).__name__}: {len(every):,} sentences, of which test="
-                            f"{self.test:g} leaves a split empty.")
-        return {"train": [every[i] for i in np.sort(order[count:])],
-                "test": [every[i] for i in np.sort(order[:count])]}
+        return divided(self)
+
+    def check(self, experiment: Any) -> None:
+        super().check(experiment)
+        for path, leaf in leaves(experiment.task, "task"):
+            if path.endswith(".classes") and leaf.value < len(self.labels):
+                raise UserError(f"{path}={leaf.value}: {type(self).__name__} has "
+                                f"{len(self.labels)} labels; expected at least so many.")
 
     def read(self) -> dict[str, list[str]]:
         return {split: [" ".join(s.words) for s in part] for split, part in self.parts.items()}
@@ -70,16 +71,23 @@ class TaggedTexts(Texts):
     def open(self, split: str) -> Source:
         self.check_split(split)
         part, number = self.parts[split], {label: i for i, label in enumerate(self.labels)}
-        words = [*dict.fromkeys(word for s in part for word in s.words)]
-        pieces = dict(zip(words, encode_all(self.content.tokenizer, words), strict=True))
+        texts = self.content.texts[split]
         tokens, labels = np.full((2, len(part), self.block), NONE, np.int32)
-        for i, sentence in enumerate(part):
-            at = 0
+        for i, (sentence, row, place) in enumerate(zip(
+                part, self.content.tokens(split), places_all(self.content.tokenizer, texts),
+                strict=True)):
+            if len(row) > self.block and split != "train":
+                raise UserError(f"{type(self).__name__}: {shown(repr(texts[i]))} has {len(row)} "
+                                f"tokens, more than block={self.block}, and is to be tested.")
+            row = row[:self.block]
+            tokens[i, :len(row)] = row
+            begin = 0
             for word, label in zip(sentence.words, sentence.labels, strict=True):
-                piece = pieces[word][:self.block - at]
-                if len(piece):
-                    tokens[i, at:at + len(piece)], labels[i, at] = piece, number[label]
-                    at += len(piece)
+                inside = np.flatnonzero((place[:self.block, 1] > begin)
+                                        & (place[:self.block, 0] < begin + len(word)))
+                if len(inside):
+                    labels[i, inside[0]] = number[label]
+                begin += len(word) + 1
         return Arrays(arrays={"tokens": tokens, "labels": labels})
 
     def fingerprint(self) -> str:
@@ -89,6 +97,17 @@ class TaggedTexts(Texts):
         return digest.hexdigest()[:16]
 
 
+def divided(data: TaggedTexts) -> dict[str, list[Sentence]]:
+    """The sentences of a data set, a share of them, drawn at random, as the split "test"."""
+    every = data.sentences()
+    order, count = permutation(0, 0, len(every)), math.ceil(data.test * len(every))
+    if not 0 < count < len(every):
+        raise UserError(f"{type(data).__name__}: {len(every):,} sentences, of which test="
+                        f"{data.test:g} leaves a split empty.")
+    return {"train": [every[i] for i in np.sort(order[count:])],
+            "test": [every[i] for i in np.sort(order[:count])]}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaggedFile(TaggedTexts):
     """Your own sentences, UTF-8, as the tasks of CoNLL have them: a word and its label in each
@@ -96,16 +115,32 @@ class TaggedFile(TaggedTexts):
 
     Attributes:
       path: of the file.
+      test_path: of the one that is the split "test"; None: a share of the sentences of `path`.
     """
 
     path: str
+    test_path: str | None = None
 
     def prepare(self) -> None:
-        text_files(self.path)
+        for path in filter(None, (self.path, self.test_path)):
+            text_files(path)
+
+    @functools.cached_property
+    def parts(self) -> Mapping[str, Sequence[Sentence]]:
+        if self.test_path is None:
+            return divided(self)
+        found = {"train": self.sentences(), "test": self._sentences(self.test_path)}
+        for split, sentences in found.items():
+            if not sentences:
+                raise UserError(f"TaggedFile: no sentence in the file of the split {split!r}.")
+        return found
 
     def sentences(self) -> Sequence[Sentence]:
+        return self._sentences(self.path)
+
+    def _sentences(self, path: str) -> Sequence[Sentence]:
         found: list[Sentence] = []
-        for file in text_files(self.path):
+        for file in text_files(path):
             words: list[tuple[str, str]] = []
             for number, line in enumerate([*read_text(file).split("\n"), ""], 1):
                 cells: Any = line.split()

@@ -45,7 +45,8 @@ class Stream(OnHost):
       block: tokens of a row, T.
       starts: where documents begin in them, if there are several that shall not see each other;
         batches then have "segment" [B, T], the number of the document in its row.
-      characters: how many characters of text the tokens but the first stand for.
+      characters: how many characters of text the tokens but the first stand for. All these tokens
+        are to be predicted; where others are, that says nothing of them.
     """
 
     stored: np.ndarray

@@ -207,6 +207,8 @@ class Opened:
             raise UserError(f"Tfds: no split {split!r} in {builder.info.full_name}, only "
                             f"{', '.join(map(repr, builder.info.splits))} and their parts, "
                             "'train[:80%]'.") from error
+        if not self.count:
+            raise UserError(f"Tfds: the split {split!r} of {builder.info.full_name} is empty.")
         for file in self.instructions:
             if not os.path.exists(file.filename):
                 raise UserError(f"{file.filename}: missing; {_again(path)}")
@@ -351,6 +353,18 @@ def texts(path: Path, split: str, wanted: Mapping[str, str]) -> list[dict[str, A
     """
     builder = described(path)
     check_features(builder, wanted)
+    kinds = _tfds().features
+    for name, feature in wanted.items():
+        kind = builder.info.features[feature]
+        if name == "label":
+            fits, what = kind.shape == () and np.issubdtype(kind.np_dtype, np.integer), "a class"
+        elif name == "answers":
+            fits = isinstance(kind, kinds.Sequence) and isinstance(kind.feature, kinds.FeaturesDict)
+            what = "a sequence of answers"
+        else:
+            fits, what = isinstance(kind, kinds.Text), "a text"
+        if not fits:
+            raise UserError(f"Tfds: {name}={feature!r} of {builder.info.full_name} is not {what}.")
     opened = Opened(path, builder, split)
     subset = _tfds().features.FeaturesDict({f: builder.info.features[f] for f in wanted.values()})
     found = []

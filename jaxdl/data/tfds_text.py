@@ -15,8 +15,8 @@ from jaxdl.errors import UserError, shown
 
 @dataclass(frozen=True, kw_only=True)
 class TfdsText(LongText):
-    """A data set of texts, such as "tiny_shakespeare", "lm1b" or "wiki40b/en", one after another
-    with an empty line between two.
+    """A data set of texts, such as "tiny_shakespeare", one after another with an empty line between
+    two. All of it is held in memory, as text and as tokens.
 
     Attributes:
       name: as in the catalogue: "NAME", "NAME/CONFIG" or "NAME:VERSION".
@@ -55,7 +55,7 @@ class TfdsLabelledTexts(LabelledTexts):
     Attributes:
       name: as in the catalogue: "NAME", "NAME/CONFIG" or "NAME:VERSION".
       directory: where TFDS keeps its data; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
-      labels: names of the classes; () takes those of TFDS.
+      labels: names of the classes; () takes those of TFDS, which `predict` asks for then, too.
       text: name of the feature that holds the text.
       label: name of the feature that holds the class.
       train_split: what of TFDS is trained on.
@@ -72,8 +72,10 @@ class TfdsLabelledTexts(LabelledTexts):
 
     @functools.cached_property
     def names(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        if self.labels:
+            return self.labels
         file = tfds.there(self.name, self.directory) / f"{self.label}.labels.txt"
-        return self.labels or (tuple(file.read_text().splitlines()) if file.exists() else ())
+        return tuple(file.read_text().splitlines()) if file.exists() else ()
 
     def prepare(self) -> None:
         tfds.there(self.name, self.directory)

@@ -205,11 +205,14 @@ class OfPieces:
     def __init__(self, special: tuple[str, ...], text: str) -> None:
         self.special, self._text = special, text
         self._pieces = _library().Tokenizer.from_str(text)
+        self._pieces.no_truncation()  # which published ones may have, for a network of their own
+        self._pieces.no_padding()
+        self._size = max(self._pieces.get_vocab().values(), default=-1) + 1
         self._words = json.loads(text)["model"]["type"] == "WordLevel"
 
     @property
     def size(self) -> int:
-        return self._pieces.get_vocab_size()
+        return self._size
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._pieces.encode(text, add_special_tokens=False).ids, np.int32)

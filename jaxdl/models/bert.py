@@ -94,6 +94,9 @@ class Bert(nn.Module):
         if tokens.shape[1] > self.block:
             raise UserError(f"Bert: {tokens.shape[1]} tokens in a sequence, but block="
                             f"{self.block}.")
+        if kind is not None and self.types < 2:
+            raise UserError(f"Bert: types={self.types}, and the tokens are of two kinds of "
+                            "segments; expected types=2 at least.")
         known, order = tables(self), jnp.arange(tokens.shape[1])
         x = placed(self, known, tokens, order)
         if self.types:

@@ -161,13 +161,15 @@ class Perplexity(Evaluate):
 
     `perplexity` is exp(loss). `bits_per_character` is the code length of the whole split, total /
     log 2, divided by the characters that it stands for: it compares models with different
-    tokenizers. A split whose source does not tell `characters` has none.
+    tokenizers. A split whose source does not tell `characters` has none, and neither has a task
+    that is not asked of every token.
     """
 
     def finish(self, sums: Any, context: Context) -> Mapping[str, float]:
         found = dict(super().finish(sums, context))
         found["perplexity"] = math.exp(min(found["loss"], 700.))
-        characters = getattr(context.source(self.split), "characters", None)
-        if characters:
+        source: Any = context.source(self.split)
+        characters = getattr(source, "characters", None)
+        if characters and int(sums["loss"].count) == len(source.stored) - 1:
             found["bits_per_character"] = float(sums["loss"].total) / math.log(2) / characters
         return found

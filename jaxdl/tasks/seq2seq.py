@@ -21,7 +21,7 @@ from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 from jaxdl.tasks.language import counted
 
 Array = jax.Array
-Score = Literal["bleu", "chrf", "rouge1", "rougeL", "exact"]
+Score = Literal["bleu", "chrf", "rouge1", "rouge2", "rougeL", "exact"]
 SHOWN = 50  # examples in the file that an evaluator writes
 ANSWERED = 12  # in a report
 
@@ -133,10 +133,11 @@ class Translation:
       beams: of the search; None takes the likeliest token each time.
       length_penalty: of the search.
       scores: "bleu" (Papineni et al. 2002) and "chrf" (Popovic 2015) are sacreBLEU's with its
-        standard options (13a tokens, case counts), from 0 to 100; "rouge1" and "rougeL" (Lin 2004)
-        are F scores of Google's rouge-score, with stems, from 0 to 100; "exact" is the share of
-        targets that are met to the letter. BLEU counts groups of up to four words: of answers that
-        are shorter it is 0, however right they are.
+        standard options (13a tokens, case counts), from 0 to 100; "rouge1", "rouge2" and "rougeL"
+        (Lin 2004) are F scores of Google's rouge-score, with stems, from 0 to 100, for English: it
+        knows the letters a to z alone; "exact" is the share of targets that are met to the letter.
+        BLEU counts groups of up to four words: of answers that are shorter it is 0, however right
+        they are.
       batch_size: None for the experiment's.
     """
 
@@ -201,7 +202,7 @@ def exact(texts: Sequence[str], wanted: Sequence[str]) -> float:
 
 
 def rouge(kind: str, texts: Sequence[str], wanted: Sequence[str]) -> float:
-    """The mean over texts of an F score of rouge-score, "rouge1" or "rougeL", from 0 to 100."""
+    """The mean over texts of an F score of rouge-score, such as "rouge1", from 0 to 100."""
     try:
         from rouge_score.rouge_scorer import RougeScorer
     except ImportError as error:
@@ -212,8 +213,8 @@ def rouge(kind: str, texts: Sequence[str], wanted: Sequence[str]) -> float:
                                 for a, b in zip(texts, wanted, strict=True)]))
 
 
-SCORES = {"bleu": bleu, "chrf": chrf, "rouge1": functools.partial(rouge, "rouge1"),
-          "rougeL": functools.partial(rouge, "rougeL"), "exact": exact}
+SCORES = {"bleu": bleu, "chrf": chrf, "exact": exact,
+          **{kind: functools.partial(rouge, kind) for kind in ("rouge1", "rouge2", "rougeL")}}
 
 
 def _sacrebleu() -> Any:

@@ -60,6 +60,9 @@ class SpanQuestionAnswering(LossTask):
     def _logits(self, variables: Any, batch: Batch, key: Array, train: bool) -> tuple[Array, Any]:
         logits, mutable = self.apply(self.model, variables, batch["tokens"], key=key, train=train,
                                      kind=batch["kind"])
+        if logits.ndim != 3 or logits.shape[-1] != 2:
+            raise UserError(f"SpanQuestionAnswering: logits of the shape {logits.shape}; expected "
+                            "[B, T, 2], of a model with output=\"labels\" and classes=2.")
         inside = (batch["kind"] == 1) & (batch["tokens"] >= 0)
         return jnp.where(inside[..., None], logits, NEVER), mutable
 
@@ -81,7 +84,7 @@ class SpanQuestionAnswering(LossTask):
                    for a in np.asarray(found(batch))][:len(ids)]
         texts, captions = [], []
         for i, (first, last) in zip(ids, answers, strict=True):
-            question = source.questions[source.asked[i]]
+            question = source.questions[source.question_of[i]]
             begin, end = source.begins[i, first], source.ends[i, last]
             texts.append([(question.text[:begin], 0.), (question.text[begin:end], 0.5),
                           (question.text[end:], 0.)])
@@ -137,7 +140,7 @@ class SpanAnswers:
         scores = np.concatenate([a[0] for a in answers])[:source.size]
         places = np.concatenate([a[1] for a in answers])[:source.size]
         chosen: dict[int, int] = {}  # of each question the row that answers it
-        for row, asked in enumerate(source.asked.tolist()):
+        for row, asked in enumerate(source.question_of.tolist()):
             if asked not in chosen or scores[row] > scores[chosen[asked]]:
                 chosen[asked] = row
         found, lines = np.zeros((2, len(chosen))), []

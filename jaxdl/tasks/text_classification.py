@@ -59,10 +59,12 @@ class SequenceClassification(Classification):
                     raise UserError(f"--prompt={shown(repr(text))}: {error}") from error
                 if not len(rows[-1]):
                     raise UserError(f"--prompt={shown(repr(text))}: expected at least one word.")
-            names = data.names
+            names = getattr(data, "names", ())
+            block = getattr(data, "block", max(map(len, rows)))
+            tokens = filled(rows, block, getattr(data, "keep", "beginning"))
             return [sorted(((str(names[i]) if i < len(names) else str(i), float(p))
                             for i, p in enumerate(row)), key=lambda found: -found[1])
-                    for row in probabilities(jnp.asarray(filled(rows, data.block, data.keep)))]
+                    for row in probabilities(jnp.asarray(tokens))]
 
         return tell
 
