@@ -708,8 +708,7 @@ def validate(experiment: Experiment, devices: parallel.Devices) -> None:
                         f"{', '.join(experiment.evals) or 'none'}."
                         f"{nearest(metric.split('/')[0], experiment.evals)}")
     for evaluator in experiment.evals.values():
-        if hasattr(evaluator, "check"):
-            evaluator.check(experiment)  # pyright: ignore[reportAttributeAccessIssue]
+        getattr(evaluator, "check", lambda experiment: None)(experiment)
 
 
 def kept_files(experiment: Experiment) -> Mapping[str, bytes]:

@@ -27,6 +27,7 @@ from jaxdl.data.mnist_sample import MnistSample
 from jaxdl.data.pairs import PairFile, Pairs
 from jaxdl.data.poisson import Poisson
 from jaxdl.data.series import Series, SeriesFile
+from jaxdl.data.spans import SpanTexts, SquadFile
 from jaxdl.data.tabular import Table
 from jaxdl.data.text import Lines, LongText, TextFile
 from jaxdl.data.tokenizers import Characters, Words
@@ -35,6 +36,7 @@ from jaxdl.experiment import Best, Experiment, InitFrom, Mesh
 from jaxdl.models.cnn import CNN
 from jaxdl.models.efficientnet import EfficientNet
 from jaxdl.models.resnet import ResNet
+from jaxdl.optimizer import Muon
 from jaxdl.task import named
 from jaxdl.tasks.adversarial import TRADES
 from jaxdl.tasks.lora import LoRA
@@ -112,6 +114,8 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
     if isinstance(model, EfficientNet):
         path = "task.task.task.model" if isinstance(experiment.task, LoRA) else "task.task.model"
         changes[path] = CNN(channels=(2, 3), dense=(4,), classes=model.classes, batch_norm=True)
+    if isinstance(experiment.optimizer, Muon):
+        changes["optimizer.iterations"] = 1
     if isinstance(experiment.task, TRADES):
         changes |= {"task.attack.steps": 2, "evals.attacked.attack.steps": 2}
     if isinstance(experiment.task, LoRA):
@@ -141,6 +145,14 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         changes |= {f"task.model.{name}": value for name, value in (
             ("vocabulary", 20), ("embedding", 4), ("filters", 4), ("buckets", 8), ("width", 4))
             if getattr(model, name, None) is not None}
+    elif isinstance(experiment.data, SpanTexts):
+        path = tmp_path / "questions.json"
+        path.write_text(json.dumps({"data": [{"paragraphs": [{"context": "one two three", "qas": [
+            {"question": "which one", "answers": [{"text": "two", "answer_start": 4}]}]}]}] * 20}))
+        changes["data"] = SquadFile(path=str(path), block=16, longest=4,
+                                    tokenizer=Words(vocabulary=20))
+        changes |= {f"task.model.{name}": size for name, size in (
+            ("vocabulary", 20), ("width", 8), ("layers", 1), ("heads", 2), ("block", 16))}
     elif isinstance(experiment.data, Poisson):
         changes |= {"data.data": Digits(size=28, channels=1), "data.expected": 4}
     elif isinstance(experiment.data, FewLabels | TwoDigits):
