@@ -307,3 +307,21 @@ def test_the_search_ends_early_only_when_nothing_better_can_come():
     out, score = search(2.)
     assert out[0, 0].tolist() == [1] * 12
     np.testing.assert_allclose(score, math.log(0.4) / (17 / 6) ** 2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_token_is_written_into_the_cache_where_it_is(rows):
+    """Generation needs no memory for a second cache, which it would copy for each token."""
+    model = GPT.clone(block=2_048)
+    held = variables(model)
+    cache = model.start(rows, model.block)
+
+    def run(cache, keys):
+        lm = Continues(model, held)
+        logits = jnp.zeros((rows, V))
+        return generate(lm.step, begin(logits, cache, jnp.full((rows, 1), -1)), keys, tokens=3)[0]
+
+    compiled = jax.jit(run, donate_argnums=0).lower(
+        cache, jax.random.split(jax.random.key(0), rows)).compile()
+    size = sum(x.nbytes for x in jax.tree.leaves(cache))
+    assert compiled.memory_analysis().temp_size_in_bytes < size / 4

@@ -330,10 +330,8 @@ class Block(nn.Module):
             q, k = turned(q, places), turned(k, places)
         causal = self.causal
         if cache is not None and places is not None:
-            row = jnp.arange(batch)[:, None]
-            cache = {**cache, **{name: cache[name].at[row, :, places].set(
-                part.astype(cache[name].dtype), mode="drop") for name, part in
-                (("k", k), ("v", v))}}
+            cache = {**cache, "k": written(cache["k"], k, places),
+                     "v": written(cache["v"], v, places)}
             k, v = (cache[name].swapaxes(1, 2).astype(y.dtype) for name in "kv")
             mask, causal = jnp.arange(k.shape[1]) <= places[..., None], False  # [B, T, L]
         y = attention(q, k, v, causal=causal, mask=mask, dropout=Dropout(self.dropout), train=train)
@@ -354,6 +352,17 @@ class Block(nn.Module):
             k, v = cache["memory_k"].astype(y.dtype), cache["memory_v"].astype(y.dtype)
         y = attention(q, k, v, causal=False, mask=mask, dropout=Dropout(self.dropout), train=train)
         return y.reshape(batch, length, width), cache
+
+
+def written(kept: Array, parts: Array, places: Array) -> Array:
+    """kept [B, heads, L, D], with parts [B, T, heads, D] at places [B, T]; not those beyond L."""
+    row = jnp.arange(len(parts))[:, None]
+    if places.size == 1:
+        # One update XLA makes a slice, repeats that for each of its readers on CPU, and copies the
+        # whole cache three times to do so. A second one, which is dropped, leaves it in place.
+        row, parts = jnp.zeros((2, 1), jnp.int32), jnp.concatenate([parts, parts])
+        places = jnp.concatenate([places, jnp.full_like(places, kept.shape[2])])
+    return kept.at[row, :, places].set(parts.astype(kept.dtype), mode="drop")
 
 
 def turned(x: Array, places: Array) -> Array:
