@@ -1,11 +1,11 @@
-"""`predict --prompt`: a run's network goes on with a text, or tells its label.
+"""`predict --prompt`: a run's network goes on with a text, or tells something of it.
 
 It asks the run alone: the checkpoint, and the tokenizer that is kept with it; the data need not be
 here. Knows no family of tasks: one that generates has
 
     def generator(self, variables, tokenizer: Tokenizer) -> Generator
 
-and one that tells labels
+and one that tells labels, hidden words or answers
 
     def teller(self, variables, tokenizer: Tokenizer, data) -> Teller
 
@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -74,8 +74,22 @@ class Generator(Protocol):
         ...
 
 
-# The labels of each text with their probabilities, the likeliest first.
-Teller = Callable[[Sequence[str]], list[list[tuple[str, float]]]]
+class Told(NamedTuple):
+    """What is told of a text, or of a part of it.
+
+    Attributes:
+      of: that text or part.
+      labels: what it is taken for and how probable that is, the likeliest first.
+    """
+
+    of: str
+    labels: list[tuple[str, float]]
+
+
+class Teller(Protocol):
+    def __call__(self, texts: Sequence[str], top: int) -> list[list[Told]]:
+        """What is told of each text, with the `top` likeliest labels where there is a choice."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -257,17 +271,37 @@ def run(command: "Command") -> int:
     return 0
 
 
+def encoded(tokenizer: Tokenizer, text: str, least: int = 1) -> np.ndarray:
+    """The tokens of a prompt, int32 [N], at least so many."""
+    try:
+        tokens = tokenizer.encode(text)
+    except UserError as error:
+        raise UserError(f"--prompt={shown(repr(text))}: {error}") from error
+    if len(tokens) < least:
+        raise UserError(f"--prompt={shown(repr(text))}: expected at least one word.")
+    return tokens
+
+
+def fitting(text: str, tokens: np.ndarray, most: int | None) -> np.ndarray:
+    """The tokens of a prompt, unless they are more than the network sees at once."""
+    if most is not None and len(tokens) > most:
+        raise UserError(f"--prompt={shown(repr(text))}: {len(tokens):,} tokens; the network sees "
+                        f"{most:,} at once.")
+    return tokens
+
+
 def _tell(teller: Teller, options: "PredictOptions") -> None:
-    """Shows what the network takes each text for, and writes it as a table if asked to."""
+    """Shows what the network tells of each text, and writes it as a table if asked to."""
     from rich.table import Table
 
     table = Table("text", "label", "probability", box=None, pad_edge=False)
     rows = [("text", "label", "probability")]
-    for text, found in zip(options.prompt, teller(options.prompt), strict=True):
-        for number, (label, probability) in enumerate(found[:options.top]):
-            table.add_row(escape(shown(text)) if number == 0 else "", escape(label),
-                          f"{probability:.4f}")
-            rows.append((text, label, f"{probability:.6f}"))
+    for found in teller(options.prompt, options.top):
+        for of, labels in found:
+            for number, (label, probability) in enumerate(labels):
+                table.add_row("" if number else escape(shown(of)), escape(label),
+                              f"{probability:.4f}")
+                rows.append((of, label, f"{probability:.6f}"))
     console.print(table)
     if options.output is not None:
         lines = io.StringIO(newline="")

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from jaxdl.data.text import TextFile
+from jaxdl.data.tokenizers import OfCharacters
 from jaxdl.errors import UserError
 from jaxdl.models.bert import Bert
 from jaxdl.pictures import Material, Texts
@@ -159,3 +160,30 @@ def test_a_report_shows_what_it_fills_in(tmp_path):
         assert all(text[1:] == "" or re.fullmatch(r" \[([a-j]|the mask)\]", text[1:])
                    for text in hidden)
         assert all(len(text) == 1 for text, shade in parts if not shade)
+
+
+def test_a_text_is_filled_in():
+    model = SMALL.clone(vocabulary=4)
+    held = jax.jit(lambda: model.init(jax.random.key(0), ROWS % 4, train=False))()
+    held = jax.tree.map(lambda x: 9 * x, held)  # so that no two tokens are as likely
+    tell = MaskedLanguageModel(model=model).teller(held, OfCharacters((), "abc"), None)
+    texts = ["ab[MASK]a", "[MASK]b[MASK]"]
+    for text, told, row in zip(texts, tell(texts, 2), [[0, 1, 3, 0], [3, 1, 3, -1]], strict=True):
+        found = jax.nn.softmax(model.apply(held, np.array([row]), False))[0]
+        places = [i for i, token in enumerate(row) if token == 3]
+        assert [line.of for line in told] == [text, "[MASK] 2"][:len(places)]
+        for place, line in zip(places, told, strict=True):
+            best = np.argsort(-np.asarray(found[place, :3]))[:2]  # not the mask itself
+            assert [label for label, _ in line.labels] == ["abc"[i] for i in best]
+            np.testing.assert_allclose([p for _, p in line.labels], found[place, best], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("abc", r"--prompt='abc': expected \[MASK\] where a word is to be filled in\."),
+    ("d[MASK]", r"--prompt='d': 'd', character 1.*"),
+    ("aaaabbbb[MASK]", r".*\[MASK\]': 9 tokens; the network sees 8 at once\.")])
+def test_a_text_that_cannot_be_filled_in(text, said):
+    tell = MaskedLanguageModel(model=SMALL).teller({}, OfCharacters((), "abc"), None)
+    with pytest.raises(UserError) as raised:
+        tell([text], 1)
+    assert re.fullmatch(said, str(raised.value))

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -225,6 +226,31 @@ def test_a_report_shows_answers_in_their_text(tmp_path):
     assert isinstance(picture, Texts)
     assert ["".join(text for text, _ in parts) for parts in picture.texts] == [LONG] * 3
     assert picture.captions[0] == "Which river is long? Expected: The Nile"
+
+
+def test_questions_of_a_prompt_are_answered_as_those_of_the_data(tmp_path):
+    """Also where the text makes several rows."""
+    data = replace(squad_file(tmp_path), block=45)
+    source: Any = data.open("test")
+    task = replace(TASK, model=TASK.model.clone(vocabulary=80, block=45))
+    sample = {**source.read(np.arange(2)), "mask": np.ones(2), "index": np.arange(2)}
+    state = task.init(jax.random.key(0), sample, optax.sgd(1.))
+    state = replace(state, params=jax.tree.map(lambda x: 9 * x, state.params))  # surer of itself
+    asked = [q.question for q in source.questions]
+    tell = task.teller({"params": state.params}, data.content.tokenizer, data)
+    told = tell([f"{LONG}\n{question}" for question in asked], 5)
+    scores, places = task.predict(state, {k: jnp.asarray(v) for k, v in source.arrays.items()})
+    for number, line in enumerate(told):
+        rows = np.flatnonzero(source.question_of == number)
+        row = rows[np.asarray(scores)[rows].argmax()]
+        first, last = places[row]
+        answer = LONG[source.begins[row, first]:source.ends[row, last]].strip()
+        (of, ((label, probability),)), = line
+        assert (of, label) == (asked[number], answer) and 0 < probability <= 1
+    assert len({line[0].labels[0][0] for line in told}) > 1
+    for prompt in ("Who?", "", "A text.\n"):
+        with pytest.raises(UserError, match="expected a text and, in a line below it, a question"):
+            tell([prompt], 1)
 
 
 # Real questions. The verses here are made up.

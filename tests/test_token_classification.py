@@ -1,5 +1,6 @@
 """A label for each word: which token has it, what counts, and what is wrong with a file."""
 
+import csv
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxdl import cli, config, record
 from jaxdl.data.tagged import TaggedFile, TaggedTexts
 from jaxdl.data.tokenizers import BPE, Words
 from jaxdl.errors import UserError
@@ -149,3 +151,26 @@ def test_it_learns_and_shows_its_mistakes(tmp_path):
         Material(source=pieces.open, split="train", batch_size=4, data=pieces, names=data.names))
     whole = {"".join(text for text, _ in parts) for parts in picture.texts}
     assert whole == {"Anna", "T [B, not O]he "}  # some pieces have no label
+
+
+def test_a_run_tells_the_label_of_each_word(tmp_path, capsys):
+    pytest.importorskip("tokenizers", reason="pip install 'jaxdl[text]'")
+    data = own(tmp_path)
+    made = Experiment(task=TASK, data=data, optimizer=Adam(learning_rate=Constant(peak=0.05)),
+                      evals={}, steps=40, batch_size=8, log_every=40, mesh=Mesh(data=1))
+    fit(made, record.Run(tmp_path / "run", record.Recorded("x", config.to_json(made), None, None,
+                                                           ""), overrides={}))
+    (tmp_path / "tagged.txt").unlink()  # The run alone is asked.
+    capsys.readouterr()
+    command = ["predict", f"--experiment={tmp_path / 'run'}"]
+    table = tmp_path / "told.csv"
+    assert cli.main([*command, "--prompt=Anna  sees Oslo", "--prompt=The rain",
+                     f"--output={table}"]) == 0
+    rows = list(csv.reader(table.read_text().splitlines()))
+    assert [row[:2] for row in rows[1:]] == [
+        ["Anna", "B"], ["sees", "O"], ["Oslo", "B"], ["The", "O"], ["rain", "O"]]
+    assert all(float(row[2]) > 0.9 for row in rows[1:])
+    capsys.readouterr()
+    assert cli.main([*command, "--prompt=The rain sees Anna the"]) == 2
+    assert capsys.readouterr().err.strip() == (
+        "error: --prompt='The rain sees Anna the': 5 tokens; the network sees 4 at once.")

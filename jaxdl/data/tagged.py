@@ -81,13 +81,10 @@ class TaggedTexts(Texts):
                                 f"tokens, more than block={self.block}, and is to be tested.")
             row = row[:self.block]
             tokens[i, :len(row)] = row
-            begin = 0
-            for word, label in zip(sentence.words, sentence.labels, strict=True):
-                inside = np.flatnonzero((place[:self.block, 1] > begin)
-                                        & (place[:self.block, 0] < begin + len(word)))
-                if len(inside):
-                    labels[i, inside[0]] = number[label]
-                begin += len(word) + 1
+            for label, first in zip(sentence.labels, firsts(sentence.words, place[:self.block]),
+                                    strict=True):
+                if first is not None:
+                    labels[i, first] = number[label]
         return Arrays(arrays={"tokens": tokens, "labels": labels})
 
     def fingerprint(self) -> str:
@@ -95,6 +92,22 @@ class TaggedTexts(Texts):
         for part in self.parts.values():
             digest.update(repr([s.labels for s in part]).encode())
         return digest.hexdigest()[:16]
+
+
+def firsts(words: Sequence[str], places: np.ndarray) -> list[int | None]:
+    """The first token of each word of a text, in which a blank stands after each; None where it has
+    none.
+
+    Args:
+      words: of the text.
+      places: where its tokens begin and end, [N, 2].
+    """
+    found, begin = list[int | None](), 0
+    for word in words:
+        inside = np.flatnonzero((places[:, 1] > begin) & (places[:, 0] < begin + len(word)))
+        found.append(int(inside[0]) if len(inside) else None)
+        begin += len(word) + 1
+    return found
 
 
 def divided(data: TaggedTexts) -> dict[str, list[Sentence]]:

@@ -1,6 +1,6 @@
 """Masked language models: what was a token that is hidden?"""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,14 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl.config import Size
-from jaxdl.data.tokenizers import pieces
-from jaxdl.errors import UserError
+from jaxdl.data.tokenizers import Tokenizer, pieces
+from jaxdl.decode import padded
+from jaxdl.errors import UserError, shown
 from jaxdl.pictures import Material, Picture, Texts, read, some
+from jaxdl.prompt import Teller, Told, encoded, fitting
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 from jaxdl.tasks.language import SURPRISE, counted
 
 Array = jax.Array
 TEXTS = 4  # of a report
+MASK = "[MASK]"  # of a prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,40 @@ class MaskedLanguageModel(LossTask):
         """Of the evaluated parameters, for tokens as they are: [B, T, vocabulary]."""
         return self.apply(self.model, self.variables(state), batch["tokens"], key=state.key,
                           train=False)[0]
+
+    def teller(self, variables: Any, tokenizer: Tokenizer, data: Any) -> Teller:
+        """What tells the likeliest tokens for each [MASK] of a text."""
+        mask = self.model.vocabulary - 1  # type: ignore[attr-defined]
+
+        @jax.jit
+        def probabilities(tokens: Array, places: Array) -> Array:
+            logits: Any = self.model.apply(variables, tokens, False, places=places)
+            return jax.nn.softmax(logits)[..., :tokenizer.size]
+
+        def tell(texts: Sequence[str], top: int) -> list[list[Told]]:
+            rows = []
+            for text in texts:
+                if MASK not in text:
+                    raise UserError(f"--prompt={shown(repr(text))}: expected {MASK} where a word "
+                                    "is to be filled in.")
+                parts = [encoded(tokenizer, part, least=0) for part in text.split(MASK)]
+                row = np.concatenate([x for part in parts for x in (part, [mask])][:-1])
+                rows.append(fitting(text, row, getattr(self.model, "block", None)))
+            tokens = padded(rows)
+            places = padded([np.flatnonzero(row == mask) for row in rows])
+            found = np.asarray(probabilities(jnp.asarray(tokens),
+                                             jnp.maximum(jnp.asarray(places), 0)))
+            told = []
+            for text, row, place in zip(texts, found, places, strict=True):
+                told.append([])
+                for number in range((place >= 0).sum()):
+                    of = text if number == 0 else f"{MASK} {number + 1}"
+                    told[-1].append(Told(of, [
+                        (tokenizer.decode([i]).strip(), float(row[number, i]))
+                        for i in np.argsort(-row[number], kind="stable")[:top]]))
+            return told
+
+        return tell
 
     def pictures(self, state: TrainState, material: Material) -> Iterator[Picture]:
         """What it makes of the tokens that are hidden from it."""

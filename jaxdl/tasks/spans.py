@@ -3,7 +3,7 @@
 import re
 import string
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,15 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl.config import Size
-from jaxdl.data.spans import SpanRows
-from jaxdl.errors import UserError
+from jaxdl.data.spans import SpanRows, windows
+from jaxdl.data.text import END
+from jaxdl.data.tokenizers import Tokenizer, places_all
+from jaxdl.errors import UserError, shown
 from jaxdl.evaluate import Context, each
 from jaxdl.pictures import Material, Picture, Texts, read, some
+from jaxdl.prompt import Teller, Told, encoded
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 
 Array = jax.Array
 SHOWN = 50  # answers in the file that an evaluator writes
 ANSWERED = 8  # in a report
+LONGEST = 30  # tokens of an answer
 NEVER = -1e9  # logit of a place where no answer can be
 
 
@@ -70,10 +74,44 @@ class SpanQuestionAnswering(LossTask):
         """Of the evaluated parameters, for beginning and end: [B, T, 2]."""
         return self._logits(self.variables(state), batch, state.key, False)[0]
 
-    def predict(self, state: TrainState, batch: Batch, tokens: int = 30) -> tuple[Array, Array]:
+    def predict(self, state: TrainState, batch: Batch,
+                tokens: int = LONGEST) -> tuple[Array, Array]:
         """(score [B], first and last token [B, 2]) of the best answer of each row, of so many
         tokens at most."""
         return best(self.logits(state, batch), tokens)
+
+    def teller(self, variables: Any, tokenizer: Tokenizer, data: Any) -> Teller:
+        """What answers questions: the last line of a text is the question, and the answer stands
+        in those before it."""
+        end = tokenizer.special.index(END)
+
+        @jax.jit
+        def found(tokens: Array, kind: Array) -> tuple[Array, Array, Array]:
+            logits = self._logits(variables, {"tokens": tokens, "kind": kind}, jax.random.key(0),
+                                  False)[0]
+            score, places = best(logits, LONGEST)
+            return score, score - jax.nn.logsumexp(logits, 1).sum(-1), places
+
+        def tell(texts: Sequence[str], top: int) -> list[list[Told]]:
+            told = []
+            for prompt in texts:
+                text, _, question = prompt.rstrip().rpartition("\n")
+                if not text.strip() or not question.strip():
+                    raise UserError(f"--prompt={shown(repr(prompt))}: expected a text and, in a "
+                                    "line below it, a question.")
+                head = np.append(encoded(tokenizer, question)[:data.longest], end)
+                rows = list(windows(head, encoded(tokenizer, text),
+                                    places_all(tokenizer, [text])[0], (), data.block, data.stride))
+                scores, logs, places = map(np.asarray, found(*(
+                    jnp.asarray(np.stack([row[name] for row in rows]))
+                    for name in ("tokens", "kind"))))
+                chosen = scores.argmax()
+                row, (first, last) = rows[chosen], places[chosen]
+                answer = text[row["begins"][first]:row["ends"][last]].strip()
+                told.append([Told(question, [(answer, float(np.exp(logs[chosen])))])])
+            return told
+
+        return tell
 
     def pictures(self, state: TrainState, material: Material) -> Iterator[Picture]:
         """Texts, with what it takes for the answer."""
@@ -124,7 +162,7 @@ class SpanAnswers:
 
     split: str = "test"
     every: Size = 1_000
-    tokens: Size = 30
+    tokens: Size = LONGEST
     batch_size: Size | None = None
 
     def __call__(self, task: Any, state: Any, context: Context) -> Mapping[str, float]:

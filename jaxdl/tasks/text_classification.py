@@ -6,14 +6,14 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxdl.config import Fraction
 from jaxdl.data.labelled_text import filled
 from jaxdl.data.tokenizers import NONE, Tokenizer
-from jaxdl.errors import UserError, shown
 from jaxdl.layers import uniform
 from jaxdl.pictures import Material, Picture
-from jaxdl.prompt import Teller
+from jaxdl.prompt import Teller, Told, encoded
 from jaxdl.task import Aux, Batch, Mean, TrainState
 from jaxdl.tasks.classification import Classification, at_least_two
 
@@ -50,21 +50,15 @@ class SequenceClassification(Classification):
             logits: Any = self.model.apply(variables, tokens, False)
             return jax.nn.softmax(at_least_two(logits))
 
-        def tell(texts: Sequence[str]) -> list[list[tuple[str, float]]]:
-            rows = []
-            for text in texts:
-                try:
-                    rows.append(tokenizer.encode(text))
-                except UserError as error:
-                    raise UserError(f"--prompt={shown(repr(text))}: {error}") from error
-                if not len(rows[-1]):
-                    raise UserError(f"--prompt={shown(repr(text))}: expected at least one word.")
+        def tell(texts: Sequence[str], top: int) -> list[list[Told]]:
+            rows = [encoded(tokenizer, text) for text in texts]
             names = getattr(data, "names", ())
             block = getattr(data, "block", max(map(len, rows)))
             tokens = filled(rows, block, getattr(data, "keep", "beginning"))
-            return [sorted(((str(names[i]) if i < len(names) else str(i), float(p))
-                            for i, p in enumerate(row)), key=lambda found: -found[1])
-                    for row in probabilities(jnp.asarray(tokens))]
+            found = np.asarray(probabilities(jnp.asarray(tokens)))
+            return [[Told(text, [(str(names[i]) if i < len(names) else str(i), float(row[i]))
+                                 for i in np.argsort(-row, kind="stable")[:top]])]
+                    for text, row in zip(texts, found, strict=True)]
 
         return tell
 

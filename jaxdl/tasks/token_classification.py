@@ -1,6 +1,6 @@
 """Classification of tokens: parts of speech, names."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl import metrics
-from jaxdl.data.tokenizers import pieces
+from jaxdl.data.tagged import firsts
+from jaxdl.data.tokenizers import Tokenizer, pieces, places_all
+from jaxdl.decode import padded
 from jaxdl.evaluate import Context, Evaluate
 from jaxdl.pictures import Material, Picture, Texts, read, some
+from jaxdl.prompt import Teller, Told, encoded, fitting
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 from jaxdl.tasks.language import counted
 
@@ -48,6 +51,29 @@ class TokenClassification(LossTask):
     def predict(self, state: TrainState, batch: Batch) -> Array:
         """The likeliest label of each token: int32 [B, T]."""
         return self.logits(state, batch).argmax(-1).astype(jnp.int32)
+
+    def teller(self, variables: Any, tokenizer: Tokenizer, data: Any) -> Teller:
+        """What tells the likeliest label of each word, where words are what blanks divide."""
+        @jax.jit
+        def probabilities(tokens: Array) -> Array:
+            return jax.nn.softmax(self.model.apply(variables, tokens, False))  # type: ignore
+
+        def tell(texts: Sequence[str], top: int) -> list[list[Told]]:
+            texts = [" ".join(text.split()) for text in texts]
+            most = getattr(data, "block", None)
+            rows = [fitting(text, encoded(tokenizer, text), most) for text in texts]
+            found = np.asarray(probabilities(jnp.asarray(padded(rows, most))))
+            names, told = getattr(data, "names", ()), []
+            for text, row, place in zip(texts, found, places_all(tokenizer, texts), strict=True):
+                told.append([])
+                for first, word in zip(firsts(text.split(), place), text.split(), strict=True):
+                    if first is not None:
+                        label = int(row[first].argmax())
+                        name = str(names[label]) if label < len(names) else str(label)
+                        told[-1].append(Told(word, [(name, float(row[first, label]))]))
+            return told
+
+        return tell
 
     def pictures(self, state: TrainState, material: Material) -> Iterator[Picture]:
         """Sentences, with the labels that it has wrong."""
