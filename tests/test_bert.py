@@ -7,7 +7,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jaxdl.data.text import TextFile
@@ -17,6 +16,7 @@ from jaxdl.models.bert import Bert
 from jaxdl.pictures import Material, Texts
 from jaxdl.task import named
 from jaxdl.tasks.masked_language import MaskedLanguageModel
+from tests.tiny import state_of
 
 V = 11
 SMALL = Bert(vocabulary=V, layers=2, width=16, heads=4, block=8)
@@ -37,25 +37,27 @@ def test_the_published_size():
 
 @pytest.mark.parametrize("options", [{"output": "tokens"}, {"output": "labels", "classes": 3},
                                      {"output": "class"}, {"output": "class", "pool": "mean"},
-                                     {"output": "class", "scan": True}])
+                                     {"output": "class", "scan": True},
+                                     {"positions": "rotary", "norm_after": False}])
 def test_padding_and_the_batch_change_nothing(options):
     model = SMALL.clone(**options)
     held = variables(model)
     held = jax.tree.map(lambda x: 3 * x, held)
-    both = model.apply(held, ROWS, False)
-    alone = model.apply(held, ROWS[1:, :3], False)
-    wide = model.apply(held, np.pad(ROWS, ((0, 0), (0, 2)), constant_values=-1), False)
-    if options["output"] == "class":
+    apply = jax.jit(lambda rows: model.apply(held, rows, False))
+    both = apply(ROWS)
+    alone = apply(ROWS[1:, :3])
+    wide = apply(np.pad(ROWS, ((0, 0), (0, 2)), constant_values=-1))
+    if model.output == "class":
         assert both.shape == (2, 2)
         chex.assert_trees_all_close(alone[0], both[1], atol=1e-5)
         chex.assert_trees_all_close(wide, both, atol=1e-5)
     else:
-        assert both.shape == (2, 6, V if options["output"] == "tokens" else 3)
+        assert both.shape == (2, 6, V if model.output == "tokens" else 3)
         chex.assert_trees_all_close(alone[0], both[1, :3], atol=1e-5)
         chex.assert_trees_all_close(wide[:, :6][ROWS >= 0], both[ROWS >= 0], atol=1e-5)
     other = ROWS.copy()
     other[0, 5] = 9
-    assert np.abs(model.apply(held, other, False)[0] - both[0]).max() > 1e-4  # all see all
+    assert np.abs(apply(other)[0] - both[0]).max() > 1e-4  # all see all
 
 
 def test_a_block_is_its_formula():
@@ -125,20 +127,21 @@ def test_a_row_without_tokens_is_asked_of_nothing():
 def test_some_places_have_the_logits_that_all_have(output):
     model, places = SMALL.clone(output=output), np.array([[4, 0], [2, 1]])
     held = variables(model)
-    every = model.apply(held, ROWS, False)
-    some = model.apply(held, ROWS, False, places=places)
+    every, some = jax.jit(lambda: (model.apply(held, ROWS, False),
+                                   model.apply(held, ROWS, False, places=places)))()
     chex.assert_trees_all_close(some, np.take_along_axis(every, places[..., None], 1), atol=1e-6)
 
 
 def test_an_example_is_evaluated_alike_in_any_batch():
     task = MaskedLanguageModel(model=SMALL, hidden=50)
-    state = task.init(jax.random.key(0), batch(ROWS, [4, 7]), optax.sgd(1.))
-    both = task.evaluate(state, batch(ROWS, [4, 7]))
-    each = [task.evaluate(state, batch(ROWS[i:i + 1], [n])) for i, n in enumerate((4, 7))]
+    state = state_of(task, batch(ROWS, [4, 7]))
+    evaluate = jax.jit(task.evaluate)
+    both = evaluate(state, batch(ROWS, [4, 7]))
+    each = [evaluate(state, batch(ROWS[i:i + 1], [n])) for i, n in enumerate((4, 7))]
     for name in ("loss", "accuracy"):
         np.testing.assert_allclose(both[name].total, sum(e[name].total for e in each), rtol=1e-5)
     assert float(both["loss"].count) > 1
-    other = task.evaluate(state, batch(ROWS, [5, 8]))
+    other = evaluate(state, batch(ROWS, [5, 8]))
     assert float(other["loss"].total) != float(both["loss"].total)
 
 
@@ -146,8 +149,7 @@ def test_a_report_shows_what_it_fills_in(tmp_path):
     (tmp_path / "text.txt").write_text("abcdefghij" * 40)
     data = TextFile(path=str(tmp_path / "text.txt"), block=10)
     task = MaskedLanguageModel(model=SMALL.clone(block=10), hidden=30)
-    state = task.init(jax.random.key(0), batch(data.open("test").read(np.arange(2))["tokens"],
-                                               [0, 1]), optax.sgd(1.))
+    state = state_of(task, batch(data.open("test").read(np.arange(2))["tokens"], [0, 1]))
     picture, = task.pictures(state, Material(source=data.open, split="test", batch_size=3,
                                              data=data))
     assert isinstance(picture, Texts)
@@ -167,13 +169,14 @@ def test_a_text_is_filled_in():
     held = jax.jit(lambda: model.init(jax.random.key(0), ROWS % 4, train=False))()
     held = jax.tree.map(lambda x: 9 * x, held)  # so that no two tokens are as likely
     tell = MaskedLanguageModel(model=model).teller(held, OfCharacters((), "abc"), None)
+    softmax = jax.jit(lambda rows: jax.nn.softmax(model.apply(held, rows, False)))
     texts = ["ab[MASK]a", "[MASK]b[MASK]"]
     for text, told, row in zip(texts, tell(texts, 2), [[0, 1, 3, 0], [3, 1, 3, -1]], strict=True):
-        found = jax.nn.softmax(model.apply(held, np.array([row]), False))[0]
+        found = np.asarray(softmax(np.array([row])))[0]
         places = [i for i, token in enumerate(row) if token == 3]
         assert [line.of for line in told] == [text, "[MASK] 2"][:len(places)]
         for place, line in zip(places, told, strict=True):
-            best = np.argsort(-np.asarray(found[place, :3]))[:2]  # not the mask itself
+            best = np.argsort(-found[place, :3])[:2]  # not the mask itself
             assert [label for label, _ in line.labels] == ["abc"[i] for i in best]
             np.testing.assert_allclose([p for _, p in line.labels], found[place, best], rtol=1e-4)
 

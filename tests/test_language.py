@@ -12,7 +12,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jaxdl import check, cli, config, record
@@ -29,6 +28,7 @@ from jaxdl.task import Mean
 from jaxdl.tasks.language import LanguageModel, Perplexity
 from jaxdl.tasks.masked_language import MaskedLanguageModel
 from jaxdl.train import fit, splits
+from tests.tiny import state_of
 
 GPT = Transformer(vocabulary=9, layers=2, width=16, heads=2, block=8)
 
@@ -42,21 +42,23 @@ def batch(tokens, following, **more):
 def test_means_are_over_tokens_that_count():
     task = LanguageModel(model=GPT)
     full = batch([[1, 2, 3], [4, 5, -1]], [[2, 3, 4], [5, -1, -1]])
-    state = task.init(jax.random.key(0), full, optax.sgd(1.))
-    found = task.evaluate(state, full)
-    log_p = jax.nn.log_softmax(GPT.apply({"params": state.params}, full["tokens"], False))
+    state = state_of(task, full)
+    evaluate = jax.jit(task.evaluate)
+    found = evaluate(state, full)
+    log_p = np.asarray(jax.jit(lambda: jax.nn.log_softmax(
+        GPT.apply({"params": state.params}, full["tokens"], False)))())
     expected = -sum(float(log_p[b, t, x]) for b, t, x in ((0, 0, 2), (0, 1, 3), (0, 2, 4),
                                                          (1, 0, 5)))
     assert int(found["loss"].count) == 4
     np.testing.assert_allclose(found["loss"].total, expected, rtol=1e-5)
-    half = task.evaluate(state, {**full, "mask": jnp.array([0., 1.])})
+    half = evaluate(state, {**full, "mask": jnp.array([0., 1.])})
     assert int(half["loss"].count) == 1 and int(half["accuracy"].count) == 1
 
 
 def test_a_token_that_the_model_does_not_have_ends_the_run():
     task = LanguageModel(model=GPT)
-    state = task.init(jax.random.key(0), batch([[1]], [[2]]), optax.sgd(1.))
-    assert np.isnan(task.evaluate(state, batch([[1, 2]], [[2, 9]]))["loss"].total)
+    state = state_of(task, batch([[1]], [[2]]))
+    assert np.isnan(jax.jit(task.evaluate)(state, batch([[1, 2]], [[2, 9]]))["loss"].total)
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary", "sinusoidal"])
@@ -65,13 +67,14 @@ def test_packed_documents_do_not_see_each_other(positions):
     model = GPT.clone(positions=positions)
     task = LanguageModel(model=model)
     row = batch([[1, 2, 3, 4, 5, 6]], [[2, 3, 4, 5, 6, 7]], segment=[[0, 0, 1, 1, 1, 2]])
-    state = task.init(jax.random.key(0), row, optax.sgd(1.))
+    state = state_of(task, row)
     state = dataclasses.replace(state, params=jax.tree.map(lambda x: 5 * x, state.params))
-    found = task.logits(state, row)[0]
+    logits = jax.jit(task.logits)
+    found = logits(state, row)[0]
     for part in (slice(0, 2), slice(2, 5), slice(5, 6)):
-        alone = model.apply({"params": state.params}, row["tokens"][:, part], False)[0]
+        alone = logits(state, {"tokens": row["tokens"][:, part]})[0]
         chex.assert_trees_all_close(found[part], alone, atol=1e-5)
-    other = task.logits(state, {k: v for k, v in row.items() if k != "segment"})[0]
+    other = logits(state, {k: v for k, v in row.items() if k != "segment"})[0]
     assert np.abs(other[2:] - found[2:]).max() > 0.1
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +22,7 @@ from jaxdl.models.bert import Bert
 from jaxdl.parallel import arrange
 from jaxdl.pictures import Material, Texts
 from jaxdl.tasks.spans import SpanAnswers, SpanQuestionAnswering, best, exact, f1
+from tests.tiny import state_of
 
 LONG = "One two three. The Nile is long, says Ötzi; four five six seven eight nine ten eleven."
 PARAGRAPHS = [{"context": LONG, "qas": [
@@ -133,30 +133,31 @@ TASK = SpanQuestionAnswering(model=Bert(vocabulary=9, layers=1, width=8, heads=2
 
 
 def test_the_loss_is_that_of_all_right_places():
-    state = TASK.init(jax.random.key(0), ONE, optax.sgd(1.))
+    state = state_of(TASK, ONE)
     state = replace(state, params=jax.tree.map(lambda x: 5 * x, state.params))
-    logits = np.asarray(TASK.model.apply({"params": state.params}, ONE["tokens"], False,
-                                         kind=ONE["kind"]), np.float64)
+    logits = np.asarray(jax.jit(lambda params: TASK.model.apply(
+        {"params": params}, ONE["tokens"], False, kind=ONE["kind"]))(state.params), np.float64)
     expected = []
     for row in range(2):
         inside = np.asarray(ONE["kind"][row]) == 1
         for side, right in enumerate((ONE["start"], ONE["end"])):
             p = np.where(inside, np.exp(logits[row, :, side]), 0)
             expected.append(-np.log(p[np.asarray(right[row])].sum() / p.sum()))
-    found = TASK.evaluate(state, ONE)
+    evaluate = jax.jit(TASK.evaluate)
+    found = evaluate(state, ONE)
     assert float(found["loss"].count) == 2
     np.testing.assert_allclose(float(found["loss"].value()), np.mean(expected), rtol=1e-5)
     # A row without an answer, or that is only there to fill the batch up, is not counted.
     none = {**ONE, "start": ONE["start"].at[0].set(False)}
     filled = {**ONE, "mask": jnp.array([0., 1.])}
+    gradient = jax.jit(jax.grad(lambda params, batch: TASK.loss(
+        {"params": params}, batch, jax.random.key(0), train=False)[0].value()))
     for other in (none, filled):
-        found = TASK.evaluate(state, other)
+        found = evaluate(state, other)
         assert float(found["loss"].count) == 1
         np.testing.assert_allclose(float(found["loss"].value()), np.mean(expected[2:]), rtol=1e-5)
-        grad = jax.grad(lambda p, other=other: TASK.loss(
-            {"params": p}, other, jax.random.key(0), train=False)[0].value())(state.params)
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(grad))
-    assert {int(x) for x in TASK.predict(state, ONE)[1][0]} <= {2, 3}  # inside the text
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient(state.params, other)))
+    assert {int(x) for x in jax.jit(TASK.predict)(state, ONE)[1][0]} <= {2, 3}  # inside the text
 
 
 @pytest.mark.parametrize("change,said", [
@@ -220,7 +221,7 @@ def test_a_report_shows_answers_in_their_text(tmp_path):
     task = replace(TASK, model=TASK.model.clone(vocabulary=80, block=200))
     source = data.open("test")
     sample = {**source.read(np.arange(2)), "mask": np.ones(2), "index": np.arange(2)}
-    state = task.init(jax.random.key(0), sample, optax.sgd(1.))
+    state = state_of(task, sample)
     picture, = task.pictures(state, Material(source=data.open, split="test", batch_size=4,
                                              data=data))
     assert isinstance(picture, Texts)
@@ -234,12 +235,12 @@ def test_questions_of_a_prompt_are_answered_as_those_of_the_data(tmp_path):
     source: Any = data.open("test")
     task = replace(TASK, model=TASK.model.clone(vocabulary=80, block=45))
     sample = {**source.read(np.arange(2)), "mask": np.ones(2), "index": np.arange(2)}
-    state = task.init(jax.random.key(0), sample, optax.sgd(1.))
+    state = state_of(task, sample)
     state = replace(state, params=jax.tree.map(lambda x: 9 * x, state.params))  # surer of itself
     asked = [q.question for q in source.questions]
     tell = task.teller({"params": state.params}, data.content.tokenizer, data)
     told = tell([f"{LONG}\n{question}" for question in asked], 5)
-    scores, places = task.predict(state, {k: jnp.asarray(v) for k, v in source.arrays.items()})
+    scores, places = jax.jit(task.predict)(state, dict(source.arrays))
     for number, line in enumerate(told):
         rows = np.flatnonzero(source.question_of == number)
         row = rows[np.asarray(scores)[rows].argmax()]

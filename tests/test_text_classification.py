@@ -11,7 +11,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jaxdl import cli, config, record
@@ -35,6 +34,7 @@ from jaxdl.optimizer import Adam, Constant
 from jaxdl.task import named
 from jaxdl.tasks.text_classification import SequenceClassification
 from jaxdl.train import fit, splits
+from tests.tiny import state_of
 
 SIZES: Any = dict(vocabulary=9, classes=3, embedding=4)
 CNN = TextCNN(**SIZES, widths=(1, 2, 3), filters=2)
@@ -49,8 +49,8 @@ TEXTS = [[1, 2, 3, 4, 5], [6], [7, 8, 0], [2, 2]]
 
 def grown(model):
     """(a function of rows, its parameters), ten times as large as at the start."""
-    params = model.init(jax.random.key(0), jnp.zeros((1, 5), jnp.int32), False)
-    params = jax.tree.map(lambda x: 10 * x - 0.1, params)
+    params = jax.jit(lambda: jax.tree.map(lambda x: 10 * x - 0.1, model.init(
+        jax.random.key(0), jnp.zeros((1, 5), jnp.int32), False)))()
     return jax.jit(lambda tokens: model.apply(params, tokens, False)), params["params"]
 
 
@@ -131,7 +131,7 @@ def batch(texts, block=6):
 def test_words_are_dropped_in_training_alone_and_the_rate_may_be_traced():
     model = replace(MODELS[2], dropout=None)
     task = SequenceClassification(model=model)
-    state = task.init(jax.random.key(0), batch(TEXTS), optax.sgd(1.))
+    state = state_of(task, batch(TEXTS))
 
     @jax.jit
     def losses(rate):
@@ -148,10 +148,11 @@ def test_words_are_dropped_in_training_alone_and_the_rate_may_be_traced():
 def test_a_masked_text_counts_for_nothing():
     task = SequenceClassification(model=MODELS[2])
     full = batch(TEXTS)
-    state = task.init(jax.random.key(0), full, optax.sgd(1.))
-    part = task.evaluate(state, {**full, "mask": jnp.array([1., 1., 0., 1.])})
-    rest = task.evaluate(state, {**full, "mask": jnp.array([0., 0., 1., 0.])})
-    whole = task.evaluate(state, full)
+    state = state_of(task, full)
+    evaluate = jax.jit(task.evaluate)
+    part = evaluate(state, {**full, "mask": jnp.array([1., 1., 0., 1.])})
+    rest = evaluate(state, {**full, "mask": jnp.array([0., 0., 1., 0.])})
+    whole = evaluate(state, full)
     assert int(part["loss"].count) == 3 and int(whole["accuracy"].count) == 4
     np.testing.assert_allclose((part["loss"] + rest["loss"]).total, whole["loss"].total, rtol=1e-6)
 

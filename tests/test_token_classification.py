@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jaxdl import cli, config, record
@@ -22,6 +21,7 @@ from jaxdl.optimizer import Adam, Constant
 from jaxdl.pictures import Material, Texts
 from jaxdl.tasks.token_classification import TokenClassification, TokenReport
 from jaxdl.train import fit
+from tests.tiny import state_of
 
 LINES = """-DOCSTART- -X- O
 
@@ -101,19 +101,20 @@ def test_the_fingerprint_is_that_of_words_and_labels(tmp_path):
 def test_labels_count_not_rows():
     rows = {"tokens": jnp.array([[1, 2, 3, -1], [4, -1, -1, -1]]), "index": jnp.arange(2),
             "labels": jnp.array([[0, -1, 1, -1], [1, -1, -1, -1]]), "mask": jnp.ones(2)}
-    state = TASK.init(jax.random.key(0), rows, optax.sgd(1.))
-    found = TASK.evaluate(state, rows)
-    log_p = jax.nn.log_softmax(TASK.logits(state, rows))
+    state = state_of(TASK, rows)
+    measure = jax.jit(lambda batch: TokenReport().measure(TASK, state, batch))
+    found, logits, guess = jax.device_get(jax.jit(lambda: (
+        TASK.evaluate(state, rows), TASK.logits(state, rows), TASK.predict(state, rows)))())
+    log_p = np.asarray(jax.nn.log_softmax(logits))
     expected = -(log_p[0, 0, 0] + log_p[0, 2, 1] + log_p[1, 0, 1]) / 3
     assert int(found["loss"].count) == 3
     np.testing.assert_allclose(float(found["loss"].value()), expected, rtol=1e-5)
-    sums = TokenReport().measure(TASK, state, rows)
-    guess = np.asarray(TASK.predict(state, rows))
+    sums = measure(rows)
     matrix = np.zeros((2, 2))
     for row, place, label in ((0, 0, 0), (0, 2, 1), (1, 0, 1)):
         matrix[label, guess[row, place]] += 1
     np.testing.assert_array_equal(sums["confusion"], matrix)
-    masked = TokenReport().measure(TASK, state, {**rows, "mask": jnp.array([0., 1.])})
+    masked = measure({**rows, "mask": jnp.array([0., 1.])})
     assert float(masked["confusion"].sum()) == 1
 
 
@@ -132,8 +133,8 @@ def test_it_learns_and_shows_its_mistakes(tmp_path):
         found |= json.loads(line)
     assert found["test/accuracy"] == found["test/macro_f1"] == found["train/accuracy"] == 1.
 
-    state = TASK.init(jax.random.key(0), {**data.open("train").read(np.arange(2)),
-                                          "mask": np.ones(2), "index": np.arange(2)}, optax.sgd(1.))
+    state = state_of(TASK, {**data.open("train").read(np.arange(2)), "mask": np.ones(2),
+                            "index": np.arange(2)})
     bias = state.params["head"]["bias"].at[1].set(9.)  # everything is B
     state = replace(state, params={**state.params, "head": {
         **state.params["head"], "bias": bias}})
