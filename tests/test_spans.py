@@ -19,6 +19,7 @@ from jaxdl.errors import UserError
 from jaxdl.evaluate import Context
 from jaxdl.experiment import Mesh
 from jaxdl.models.bert import Bert
+from jaxdl.models.reader import AttentionReader
 from jaxdl.parallel import arrange
 from jaxdl.pictures import Material, Texts
 from jaxdl.tasks.spans import SpanAnswers, SpanQuestionAnswering, best, exact, f1
@@ -227,6 +228,22 @@ def test_a_report_shows_answers_in_their_text(tmp_path):
     assert isinstance(picture, Texts)
     assert ["".join(text for text, _ in parts) for parts in picture.texts] == [LONG] * 3
     assert picture.captions[0] == "Which river is long? Expected: The Nile"
+
+
+def test_a_reader_points_by_the_question():
+    """Padding and other rows change nothing; another question does, and no word after the text."""
+    model = AttentionReader(vocabulary=9, embedding=4, width=3)
+    held = jax.jit(lambda: jax.tree.map(lambda x: 4 * x, model.init(
+        jax.random.key(0), ONE["tokens"], False, ONE["kind"])))()
+    apply = jax.jit(lambda tokens, kind: model.apply(held, tokens, False, kind))
+    found = apply(ONE["tokens"], ONE["kind"])
+    assert found.shape == (2, 5, 2)
+    alone = apply(ONE["tokens"][:1, :4], ONE["kind"][:1, :4])
+    np.testing.assert_allclose(alone[0], found[0, :4], atol=1e-6)
+    other = apply(ONE["tokens"].at[0, 1].set(7), ONE["kind"])
+    assert np.abs(other[0, 2:4] - found[0, 2:4]).max() > 1e-3
+    np.testing.assert_allclose(other[1], found[1], atol=1e-6)
+    assert np.abs(found[0, 2:4, 0] - found[0, 2:4, 1]).max() > 1e-3  # beginning and end
 
 
 def test_questions_of_a_prompt_are_answered_as_those_of_the_data(tmp_path):
