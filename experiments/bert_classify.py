@@ -26,8 +26,8 @@ READ = InitFrom(path="runs/bert_small", fresh=("params/(pooler|head)/.*",))
 def config() -> Experiment:
     return Experiment(
         task=SequenceClassification(model=Bert(
-            vocabulary=20_001, layers=4, width=128, heads=4, block=256, types=0, output="class",
-            pool="mean", dropout=0.1)),
+            vocabulary=20_001, layers=4, width=128, heads=4, block=256, types=0,
+            positions="rotary", norm_after=False, output="class", pool="mean", dropout=0.1)),
         data=MovieReviews(tokenizer=Saved(path="runs/bert_small"), block=256, keep="both"),
         optimizer=AdamW(learning_rate=Cosine(peak=5e-4, warmup=0.1), weight_decay=0.01, clip=1.),
         init_from=READ,

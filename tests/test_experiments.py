@@ -143,7 +143,7 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
             path=str(fabricated_texts(tmp_path / "texts.csv", experiment.data.labels)), block=8,
             labels=experiment.data.labels, tokenizer=Words(vocabulary=20))
         changes |= {f"task.model.{name}": value for name, value in (
-            ("vocabulary", 20), ("embedding", 4), ("filters", 4), ("buckets", 8), ("width", 4))
+            ("vocabulary", 20), ("embedding", 4), ("filters", 4), ("buckets", 8), ("width", 8))
             if getattr(model, name, None) is not None}
     elif isinstance(experiment.data, SpanTexts):
         path = tmp_path / "questions.json"
@@ -152,7 +152,7 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         changes["data"] = SquadFile(path=str(path), block=16, longest=4,
                                     tokenizer=Words(vocabulary=20))
         changes |= {f"task.model.{name}": size for name, size in (
-            ("vocabulary", 20), ("width", 8), ("layers", 1), ("heads", 2), ("block", 16))}
+            ("vocabulary", 20), ("embedding", 4), ("width", 8))}
     elif isinstance(experiment.data, Poisson):
         changes |= {"data.data": Digits(size=28, channels=1), "data.expected": 4}
     elif isinstance(experiment.data, FewLabels | TwoDigits):
