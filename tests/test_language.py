@@ -19,7 +19,7 @@ from jaxdl.checks.subject import Subject
 from jaxdl.data.text import Stream, TextFile
 from jaxdl.data.tokenizers import FILE, Bytes, load, saved
 from jaxdl.errors import UserError
-from jaxdl.experiment import Experiment
+from jaxdl.experiment import Experiment, Mesh
 from jaxdl.models.bert import Bert
 from jaxdl.models.rnn import RNN
 from jaxdl.models.transformer import Transformer
@@ -87,7 +87,7 @@ def experiment(tmp_path, model, **changes):
     return Experiment(
         task=LanguageModel(model=model), data=TextFile(path=str(path), block=16, **changes),
         optimizer=Adam(learning_rate=Constant(peak=1e-2)), evals={"test": Perplexity(every=60)},
-        steps=60, batch_size=16, log_every=60)
+        steps=60, batch_size=16, log_every=60, mesh=Mesh(data=1))
 
 
 def test_a_recurrent_network_learns_a_text(tmp_path, capsys):
