@@ -5,8 +5,8 @@
 
 Devlin et al. (2019), https://arxiv.org/abs/1810.04805, section 3.1, task 1, with 4 blocks of width
 128 instead of 12 of 768, with words instead of pieces, 30 % of them hidden (Wettig et al. 2023,
-https://arxiv.org/abs/2202.08005), and with rotary positions and norms before each part, without
-which it learned little more than frequencies in its first 800 steps (6.06 nats). Its text is that
+https://arxiv.org/abs/2202.08005), and with rotary positions and norms before each part. As it is
+published it had learned little more than frequencies after 800 steps (6.06 nats). Its text is that
 of the training reviews of `MovieReviews`, 4.9 million words; their last tenth is measured. How
 frequent each word is gives 6.49 nats; how often each stands between its two neighbours, with
 Witten-Bell smoothing by how often it stands beside one of them, gives 4.31 (`python
