@@ -1,6 +1,7 @@
 """Attacks against closed forms on linear models; training against them; accuracy under them."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import chex
@@ -23,6 +24,7 @@ from jaxdl.tasks.adversarial import TRADES, AdversarialTraining, Attack, RobustA
 from jaxdl.tasks.averaging import SWA
 from jaxdl.tasks.classification import Classification
 from jaxdl.tasks.sharpness import SAM
+from tests.tiny import state_of
 
 LINEAR = Classification(model=MLP(widths=(), classes=2))
 INNER = Classification(model=MLP(widths=(6,), classes=3))
@@ -57,7 +59,7 @@ def test_linf_on_a_linear_model_is_the_corner_of_the_box(random: bool) -> None:
         found = jax.jit(lambda x, a=attack: a(loss_of(variables), x, KEYS))(X)
         np.testing.assert_allclose(found, expected, atol=1e-6)
     bounded = dataclasses.replace(pgd, low=0.25, high=0.75)
-    found = bounded(loss_of(variables), jnp.clip(X, 0.25, 0.75), KEYS)
+    found = jax.jit(lambda: bounded(loss_of(variables), jnp.clip(X, 0.25, 0.75), KEYS))()
     np.testing.assert_allclose(found, np.clip(np.clip(X, 0.25, 0.75) + 0.1 * sign * np.sign(w),
                                               0.25, 0.75), atol=1e-6)
 
@@ -67,7 +69,7 @@ def test_l2_on_a_linear_model_is_along_its_weights(random: bool) -> None:
     variables, w = linear()
     sign = np.where(np.asarray(BATCH["label"]) == 0, 1, -1).reshape(-1, 1, 1, 1)
     attack = Attack(norm="l2", radius=0.3, step=0.2, steps=30, random=random, low=-9., high=9.)
-    found = attack(loss_of(variables), X, KEYS)
+    found = jax.jit(lambda: attack(loss_of(variables), X, KEYS))()
     np.testing.assert_allclose(found, X + 0.3 * sign * w / np.linalg.norm(w), atol=2e-3)
 
 
@@ -85,9 +87,10 @@ def test_a_random_start_lies_in_the_ball_and_goes_with_the_example(norm: Any) ->
 def test_training_against_an_attack_is_training_on_what_it_finds() -> None:
     attack = Attack(radius=0.1, step=0.05, steps=3)
     task = AdversarialTraining(task=INNER, attack=attack)
-    state = task.init(jax.random.key(3), BATCH, TX)
+    state = state_of(task, BATCH)
     key = jax.random.key(7)
 
+    @functools.partial(jax.jit, static_argnums=(2, 3))
     def of(params: Any, batch: Any, task: Any, train: bool) -> Any:
         mean, _ = task.loss({"params": params}, batch, key, train=train)
         return mean.total / mean.count
@@ -104,10 +107,10 @@ def test_training_against_an_attack_is_training_on_what_it_finds() -> None:
 
 def test_trades_adds_the_divergence_under_attack() -> None:
     task = TRADES(task=INNER, attack=Attack(radius=0.1, step=0.05, steps=3, random=False), beta=2.0)
-    state = task.init(jax.random.key(3), BATCH, TX)
+    state = state_of(task, BATCH)
     variables = {"params": state.params}
-    mean, aux = task.loss(variables, BATCH, jax.random.key(0), train=True)
-    plain, _ = INNER.loss(variables, BATCH, jax.random.key(0), train=True)
+    (mean, aux), (plain, _) = jax.jit(lambda: [
+        t.loss(variables, BATCH, jax.random.key(0), train=True) for t in (task, INNER)])()
     np.testing.assert_allclose(mean.total, plain.total + 2 * aux.metrics["divergence"].total,
                                rtol=1e-5)
     # Larger than of noise of the same size.
@@ -120,9 +123,10 @@ def test_trades_adds_the_divergence_under_attack() -> None:
 
 
 def test_accuracy_under_attack() -> None:
-    state = LINEAR.init(jax.random.key(2), BATCH, TX)
+    step = jax.jit(lambda state: LINEAR.step(state, BATCH, TX)[0])
+    state = jax.jit(lambda: LINEAR.init(jax.random.key(2), BATCH, TX))()
     for _ in range(60):
-        state, _ = LINEAR.step(state, BATCH, TX)
+        state = step(state)
     kernel = np.asarray(state.params["head"]["kernel"])
     w = kernel[:, 1] - kernel[:, 0]
     margin = np.asarray(X).reshape(5, -1) @ w + float(np.diff(state.params["head"]["bias"])[0])
@@ -130,11 +134,12 @@ def test_accuracy_under_attack() -> None:
     radius = float(np.median(signed / np.abs(w).sum()))  # half of them are nearer to the border
     evaluator = RobustAccuracy(split="test", every=1, attack=Attack(
         radius=radius, step=radius, steps=3, low=-9., high=9.))
-    found = evaluator.measure(LINEAR, state, BATCH)
+    measure = jax.jit(lambda batch: evaluator.measure(LINEAR, state, batch))
+    found = measure(BATCH)
     assert found["accuracy"].value() == (signed > radius * np.abs(w).sum()).mean()
-    assert LINEAR.evaluate(state, BATCH)["accuracy"].value() == (signed > 0).mean()
+    assert jax.jit(LINEAR.evaluate)(state, BATCH)["accuracy"].value() == (signed > 0).mean()
     order = jnp.array([4, 2, 0, 1, 3])
-    other = evaluator.measure(LINEAR, state, jax.tree.map(lambda x: x[order], BATCH))
+    other = measure(jax.tree.map(lambda x: x[order], BATCH))
     chex.assert_trees_all_close(found, other, rtol=1e-6)
 
 
@@ -149,7 +154,7 @@ def test_trades_stays_in_the_ball_wherever_an_example_lies(
 
     monkeypatch.setattr(Attack, "__call__", watched)
     task = TRADES(task=INNER, attack=Attack(radius=0.01, step=0.01, steps=2, random=False))
-    variables = {"params": task.init(jax.random.key(3), BATCH, TX).params}
+    variables = {"params": state_of(task, BATCH).params}
     order = jnp.array([4, 2, 0, 1, 3])
     for rows in (jnp.arange(5), order):
         batch = jax.tree.map(lambda x, rows=rows: x[rows], BATCH)

@@ -36,7 +36,7 @@ def variables_of(state: Any) -> dict[str, Any]:
 
 
 def trained(task: Any, steps: int, batch: Any = BATCH) -> list[Any]:
-    states = [task.init(jax.random.key(1), batch, TX)]
+    states = [jax.jit(lambda: task.init(jax.random.key(1), batch, TX))()]
     step = jax.jit(lambda state: task.step(state, batch, TX)[0])
     for _ in range(steps):
         states.append(step(states[-1]))

@@ -143,7 +143,8 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
             path=str(fabricated_texts(tmp_path / "texts.csv", experiment.data.labels)), block=8,
             labels=experiment.data.labels, tokenizer=Words(vocabulary=20))
         changes |= {f"task.model.{name}": value for name, value in (
-            ("vocabulary", 20), ("embedding", 4), ("filters", 4), ("buckets", 8), ("width", 8))
+            ("vocabulary", 20), ("embedding", 4), ("filters", 4), ("buckets", 8), ("width", 8),
+            ("layers", 1), ("heads", 2), ("hidden", 8))
             if getattr(model, name, None) is not None}
     elif isinstance(experiment.data, SpanTexts):
         path = tmp_path / "questions.json"

@@ -33,7 +33,7 @@ TX = optax.sgd(0.1)
 
 def trained(task: Any, steps: int = 1, batch: Any = BATCH) -> list[Any]:
     """The states before and after each step."""
-    states = [task.init(jax.random.key(1), batch, TX)]
+    states = [jax.jit(lambda: task.init(jax.random.key(1), batch, TX))()]
     step = jax.jit(lambda state: task.step(state, batch, TX)[0])
     for _ in range(steps):
         states.append(step(states[-1]))
@@ -76,7 +76,7 @@ def test_swa_is_the_mean_of_the_steps_it_names() -> None:
     task = SWA(task=INNER, start=2, every=3)
     mean, plain = (INNER.loss({"params": p}, BATCH, jax.random.key(0), train=False)[0].value()
                    for p in (states[9].ema, states[9].params))
-    assert task.evaluate(states[9], BATCH)["loss"].value() == pytest.approx(float(mean))
+    assert jax.jit(task.evaluate)(states[9], BATCH)["loss"].value() == pytest.approx(float(mean))
     assert abs(mean - plain) > 1e-4
 
 
@@ -178,7 +178,8 @@ def test_predictions_are_averaged_over_copies() -> None:
     np.testing.assert_allclose(found["loss"].value(), -np.log(own).mean(), rtol=1e-5)
     assert found["accuracy"].count == 3
     alone = TestTimeAugmentation(copies=1).measure(INNER, state, BATCH)
-    np.testing.assert_allclose(alone["loss"].value(), INNER.evaluate(state, BATCH)["loss"].value(),
+    inner = jax.jit(INNER.evaluate)(state, BATCH)
+    np.testing.assert_allclose(alone["loss"].value(), inner["loss"].value(),
                                rtol=1e-5)
 
 

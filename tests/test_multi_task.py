@@ -31,7 +31,7 @@ TX = optax.sgd(0.1)
 
 
 def trained(task: Any, steps: int, batch: Any = BATCH) -> list[Any]:
-    states = [task.init(jax.random.key(1), batch, TX)]
+    states = [jax.jit(lambda: task.init(jax.random.key(1), batch, TX))()]
     step = jax.jit(lambda state: task.step(state, batch, TX)[0])
     for _ in range(steps):
         states.append(step(states[-1]))
@@ -47,7 +47,7 @@ def gradients(state: Any, name: str, batch: Any = BATCH) -> dict[str, np.ndarray
         return mean.total / mean.count
 
     params = {k: x for k, x in state.params.items() if k != "balance"}
-    return {p: np.asarray(g, np.float64) for p, g in named(jax.grad(loss)(params)).items()}
+    return {p: np.asarray(g, np.float64) for p, g in named(jax.jit(jax.grad(loss))(params)).items()}
 
 
 def stepped(state: Any, gradient: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -68,7 +68,7 @@ def test_the_trunk_is_shared_and_the_weighted_losses_are_added() -> None:
         for y in (f"{layer}/{leaf}" for layer in layers for leaf in ("bias", "kernel"))]
     digit, parity = gradients(before, "digit"), gradients(before, "parity")
     assert_stepped(before, after, {p: digit[p] + 0.5 * parity[p] for p in digit})
-    found = TASK.evaluate(after, BATCH)
+    found = jax.jit(TASK.evaluate)(after, BATCH)
     assert found.keys() == {"loss", "digit_loss", "digit_accuracy", "parity_loss",
                             "parity_accuracy"}
     total = found["digit_loss"].value() + 0.5 * found["parity_loss"].value()
@@ -95,7 +95,8 @@ def test_uncertainty_weights_the_losses() -> None:
     before, middle, after = trained(task, 2)
     digit, parity = gradients(before, "digit"), gradients(before, "parity")
     assert_stepped(before, middle, {p: digit[p] + parity[p] for p in digit})  # s = 0
-    losses = {n: float(TASK.evaluate(before, BATCH)[f"{n}_loss"].value()) for n in TASK.tasks}
+    found = jax.jit(TASK.evaluate)(before, BATCH)
+    losses = {n: float(found[f"{n}_loss"].value()) for n in TASK.tasks}
     for name, loss in losses.items():  # d/ds of exp(-s) L + s / 2, at s = 0
         np.testing.assert_allclose(middle.params["balance"][name], -0.1 * (0.5 - loss), rtol=1e-4)
     s = {n: float(x) for n, x in middle.params["balance"].items()}
@@ -108,8 +109,9 @@ def test_pcgrad_removes_what_conflicts() -> None:
     """Parities that contradict the digits' classes make the gradients conflict."""
     batch = {**BATCH, "odd": BATCH["label"] % 2}
     twin = dataclasses.replace(TASK, balance="pcgrad", weights={"digit": 1., "parity": 3.})
+    start = jax.jit(lambda key: twin.init(key, batch, TX))
     for seed in range(40):
-        state = twin.init(jax.random.key(seed), batch, TX)
+        state = start(jax.random.key(seed))
         digit, parity = gradients(state, "digit", batch), gradients(state, "parity", batch)
         dot = sum((digit[p] * parity[p]).sum() for p in digit)
         if dot < -1e-3:
@@ -123,7 +125,8 @@ def test_pcgrad_removes_what_conflicts() -> None:
                 for p in digit}
     after, metrics = jax.jit(lambda s: twin.step(s, batch, TX))(state)
     assert_stepped(state, after, expected)
-    plain = dataclasses.replace(twin, balance="fixed").step(state, batch, TX)[1]
+    fixed = dataclasses.replace(twin, balance="fixed")
+    plain = jax.jit(lambda s: fixed.step(s, batch, TX))(state)[1]
     np.testing.assert_allclose(metrics["loss"].value(), plain["loss"].value(), rtol=1e-6)
 
 
@@ -148,7 +151,7 @@ def test_gradnorm_moves_the_weights_towards_equal_norms() -> None:
     expected = -0.1 * (slope - slope.mean())  # d w_i / d v_j = w_i (1[i = j] - w_j / 2)
     v = [float(middle.params["balance"][n]) for n in TASK.tasks]
     np.testing.assert_allclose(v, expected, rtol=1e-3, atol=1e-6)
-    first = TASK.evaluate(before, BATCH)
+    first = jax.jit(TASK.evaluate)(before, BATCH)
     for name in TASK.tasks:  # the loss of the first step is kept
         np.testing.assert_allclose(after.mutable["balance"][name], first[f"{name}_loss"].value(),
                                    rtol=1e-5)
@@ -167,7 +170,7 @@ def test_statistics_are_shared_and_it_composes() -> None:
     chex.assert_tree_all_finite(last.params)
     assert config.from_json(config.to_json(task)) == task
     around = SAM(task=TASK)
-    assert np.isfinite(around.evaluate(trained(around, 2)[-1], BATCH)["loss"].value())
+    assert np.isfinite(jax.jit(around.evaluate)(trained(around, 2)[-1], BATCH)["loss"].value())
 
 
 @pytest.mark.parametrize("changes,message", [

@@ -30,6 +30,7 @@ from jaxdl.tasks.deep_supervision import DeepSupervision
 from jaxdl.tasks.privacy import PrivacySpent, Private
 from jaxdl.tasks.sharpness import SAM
 from jaxdl.tracing import tracing
+from tests.tiny import state_of
 
 LINEAR = Classification(model=MLP(widths=(), classes=3))
 INNER = Classification(model=MLP(widths=(5,), classes=3))
@@ -147,7 +148,7 @@ def test_what_breaks_the_guarantee_is_refused() -> None:
     with pytest.raises(UserError, match="the model keeps batch_stats, through which"):
         stepped(Private(task=normed))
     task = Private(task=INNER)
-    state = task.init(jax.random.key(0), BATCH, TX)
+    state = state_of(task, BATCH)
     with (tracing(device_axis="data"),
           pytest.raises(UserError, match="parallel=pmap: each device would have noise")):
         task.step(state, BATCH, TX)

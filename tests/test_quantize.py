@@ -245,7 +245,7 @@ def test_a_trained_network_is_measured_after_rounding() -> None:
     found = jax.jit(lambda s: Quantized(bits=2).measure(task, s, BATCH))(state)
     for name in ("params", "frozen", "ema"):
         state = dataclasses.replace(state, **{name: rounded(getattr(state, name), 2)})
-    expected = task.evaluate(state, BATCH)
+    expected = jax.jit(task.evaluate)(state, BATCH)
     for name in expected:
         np.testing.assert_allclose(found[name].value(), expected[name].value(), rtol=1e-5)
     assert found["bytes"].value() == 36 * 5 * 2 / 8 + 4 * 5 + 4 * 5 + 4 + 4 * 3 + 4 * 3

@@ -73,11 +73,11 @@ def test_without_weight_it_is_the_task_inside_on_the_labelled_examples(kind: str
         np.testing.assert_allclose(metrics[name].value(), expected[name].value(), rtol=1e-5)
         assert metrics[name].count == 2
     assert metrics["penalty"] == 0
-    evaluated = task.evaluate(before, BATCH)
+    evaluated = jax.jit(task.evaluate)(before, BATCH)
     assert evaluated["loss"].count == 2 and np.isfinite(evaluated["loss"].total)
     everything = {k: x for k, x in BATCH.items() if k != "labelled"}
     everything["label"] = jnp.abs(BATCH["label"])
-    assert task.evaluate(before, everything)["accuracy"].count == 6
+    assert jax.jit(task.evaluate)(before, everything)["accuracy"].count == 6
 
 
 @pytest.mark.parametrize("kind", ["fixmatch", "adversarial"])
