@@ -126,6 +126,43 @@ class Conv(nn.Conv):
     conv_general_dilated: Any = conv.convolve
 
 
+class ConvTranspose(nn.Module):
+    """Transposed convolution with a kernel of 4 x 4 and stride 2, which doubles height and width:
+    `nn.ConvTranspose(features, (4, 4), (2, 2))` with its parameters and initial values.
+
+    Each of the four places of a 2 x 2 block of the output meets 2 x 2 of the 4 x 4 weights and of
+    the input: all of it is one matrix product, of which each place takes its own columns. Its
+    gradients are matrix products too: on CPU many times as fast as those of the convolution.
+    x: [B, H, W, C]; result: [B, 2H, 2W, features]; kernel: [4, 4, C, features].
+
+    Attributes:
+      features: channels of the result.
+      use_bias: whether to add a bias to each of them.
+      kernel_init: initial values of the kernel.
+    """
+
+    features: int
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = INITIALS["lecun_normal"]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        batch, height, width, channels = x.shape
+        w = self.param("kernel", self.kernel_init, (4, 4, channels, self.features)).astype(x.dtype)
+        # w[2t + a, 2u + b] meets x[i + t + a - 1, j + u + b - 1] at the place 2i + a, 2j + b.
+        w = w.reshape(2, 2, 2, 2, channels, self.features).transpose(0, 2, 4, 1, 3, 5)
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        corners = [x[:, t:t + height + 1, u:u + width + 1] for t in (0, 1) for u in (0, 1)]
+        y = jnp.concatenate(corners, -1) @ w.reshape(4 * channels, 4 * self.features)
+        y = y.reshape(batch, height + 1, width + 1, 2, 2, self.features)
+        rows = [jnp.stack([y[:, a:a + height, b:b + width, a, b] for b in (0, 1)], 3)
+                for a in (0, 1)]  # [B, H, W, 2, features] each
+        y = jnp.stack(rows, 2).reshape(batch, 2 * height, 2 * width, self.features)
+        if self.use_bias:
+            y = y + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+        return y
+
+
 def batch_norm(train: bool, *, zero_scale: bool = False, name: str | None = None) -> nn.BatchNorm:
     """Batch normalisation over all axes but the last, momentum 0.9 and epsilon 1e-5.
 

@@ -11,7 +11,7 @@ import pytest
 
 from jaxdl import config
 from jaxdl.errors import UserError
-from jaxdl.layers import ACTIVATIONS, Dropout, activate, he_normal, rising
+from jaxdl.layers import ACTIVATIONS, ConvTranspose, Dropout, activate, he_normal, rising
 from jaxdl.models.capsules import CapsNet, route, squash
 from jaxdl.models.cnn import CNN
 from jaxdl.models.convnext import ConvNeXt
@@ -460,3 +460,16 @@ def test_a_cnn_tells_where_nothing_is_left_of_an_image(options):
     with pytest.raises(UserError, match="CNN: nothing is left of images of 28 x 28 after 3 of 3 "
                                         "stages with kernel=5; fewer channels"):
         jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(GREY), train=False))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 3), (1, 1, 5, 2)])
+def test_a_transposed_convolution_is_flaxs(shape: tuple[int, ...]) -> None:
+    x = jax.random.normal(jax.random.key(0), shape)
+    ours, theirs = ConvTranspose(5), nn.ConvTranspose(5, (4, 4), (2, 2))
+    variables = jax.jit(theirs.init)(jax.random.key(1), x)
+    chex.assert_trees_all_equal(jax.jit(ours.init)(jax.random.key(1), x), variables)
+    variables = jax.tree.map(lambda v: v + 0.1, variables)  # the bias too
+    found = [jax.jit(jax.value_and_grad(lambda v, x, m=m: jnp.sin(m.apply(v, x)).sum(), (0, 1)))(
+        variables, x) for m in (ours, theirs)]
+    chex.assert_trees_all_close(*found, rtol=1e-4, atol=1e-5)
+    assert ours.apply(variables, x).shape == (shape[0], 2 * shape[1], 2 * shape[2], 5)

@@ -63,6 +63,20 @@ class Normalise:
         return {**batch, "image": (image - mean) / std}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Binarise:
+    """Draws each pixel as 0 or 1, with its intensity as the probability of 1 (Salakhutdinov &
+    Murray 2008, section 6.1): anew for each step of the training, the same for each evaluation.
+
+    The data must not be normalised besides: mean=(0.,), std=(1.,).
+    """
+
+    def __call__(self, batch: Batch, keys: Array) -> Batch:
+        image = to_float(batch["image"])  # [B, H, W, C]
+        drawn = jax.vmap(lambda key: jax.random.uniform(key, image.shape[1:]))(keys)
+        return {**batch, "image": (drawn < image).astype(jnp.float32)}
+
+
 class PerImage:
     """What treats each image alone: draws from the image's own key, then a pure function of the
     image and what was drawn. Its place in the batch cannot matter."""

@@ -1,0 +1,263 @@
+"""Images that a task draws: grids of them, and how near they come to the data.
+
+A task that draws has a method
+
+    sample(state, key, count) -> images [count, H, W, C], normalised as its data are
+
+and where its samples have latent numbers also
+
+    interpolate(state, key, rows, columns) -> images [rows * columns, H, W, C], each row of which
+    leads from one sample to another.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxdl.config import Count, Size
+from jaxdl.data.source import Source, transformed
+from jaxdl.data.transforms import Normalise, to_float
+from jaxdl.errors import UserError
+from jaxdl.evaluate import Context
+from jaxdl.pictures import Images, Material
+
+Array = jax.Array
+
+SHOWN = 64  # samples on the report
+ROWS, COLUMNS = 6, 8  # of interpolations
+
+
+def pixels(image: Any, source: Source) -> Any:
+    """Images as a source gives them, without its normalisation: in [0, 1]."""
+    for transform in reversed(getattr(source, "transforms", ())):
+        if isinstance(transform, Normalise):
+            image = image * jnp.asarray(transform.std) + jnp.asarray(transform.mean)
+            break
+    return jnp.clip(image, 0, 1)
+
+
+def drawn(task: Any, state: Any, material: Material) -> Images:
+    """Samples, for the report."""
+    images = jax.jit(lambda state: task.sample(state, jax.random.key(material.seed), SHOWN))(state)
+    material.advance(SHOWN)
+    return Images(title="Samples", images=np.asarray(pixels(images,
+                                                            material.source(material.split))))
+
+
+def between(task: Any, state: Any, material: Material) -> Images:
+    """Interpolations, for the report."""
+    images = jax.jit(lambda state: task.interpolate(
+        state, jax.random.key(material.seed), ROWS, COLUMNS))(state)
+    material.advance(ROWS * COLUMNS)
+    return Images(title="From one to another", heads=("",) * COLUMNS,
+                  images=np.asarray(pixels(images, material.source(material.split))))
+
+
+def path_between(a: Array, b: Array, columns: int) -> Array:
+    """Points from each a to each b [N, D], both included, on the arc of a great circle where their
+    lengths are equal (White 2016, https://arxiv.org/abs/1609.04468, section 2.1):
+    [N * columns, D]. Of normal numbers in many dimensions all such points are as likely."""
+    t = jnp.linspace(0, 1, columns)[:, None]
+
+    def unit(x: Array) -> Array:
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+    angle = jnp.arccos(jnp.clip((unit(a) * unit(b)).sum(-1), -1 + 1e-6, 1 - 1e-6))[:, None, None]
+    at = (jnp.sin((1 - t) * angle) * a[:, None] + jnp.sin(t * angle) * b[:, None]) / jnp.sin(angle)
+    return at.reshape(-1, a.shape[-1])
+
+
+def grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images [N, H, W, C] in [0, 1] in rows, a white line of one pixel between them: uint8
+    [height, width, C]."""
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    sheet = np.ones((rows * (height + 1) - 1, columns * (width + 1) - 1, channels))
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + 1), i % columns * (width + 1)
+        sheet[top:top + height, left:left + width] = image
+    return np.round(255 * np.clip(sheet, 0, 1)).astype(np.uint8)
+
+
+def save(path: Path, images: np.ndarray, columns: int) -> None:
+    """Writes a grid as a PNG."""
+    from PIL import Image
+
+    sheet = grid(images, columns)
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet).save(path)
+
+
+def compiled(context: Context, name: str, task: Any,
+             call: Callable[[Any, Any, Array], Array]) -> Callable[[Any, Array], Array]:
+    """call(task, state, key), compiled once for an evaluator, for each trial of a sweep too."""
+    key = (context.name, name)
+    if key not in context.compiled:
+        def run(state: Any, knobs: Any, key: Array) -> Array:
+            bound: Any = task if context.bound is None else context.bound(knobs)
+            return call(bound, state, key)
+
+        context.compiled[key] = jax.jit(run, out_shardings=context.devices.replicated)
+    return lambda state, key: context.compiled[context.name, name](state, context.knobs, key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Writes samples into the run, as samples/NAME_STEP.png, and interpolations between samples
+    where the task makes them, as interpolations/NAME_STEP.png. The random numbers are always the
+    same, so one sees what training changes. The numbers are the mean and the deviation of all
+    pixels, in [0, 1].
+
+    Attributes:
+      every: steps between two evaluations; the last step is always evaluated.
+      count: samples, in rows of eight.
+      split: of the data, for its normalisation.
+    """
+
+    every: Size = 1_000
+    count: Size = 64
+    split: str = "test"
+
+    def __call__(self, task: Any, state: Any, context: Context) -> Mapping[str, float]:
+        source, key = context.source(self.split), jax.random.key(0)
+        sample = compiled(context, "sample", task, lambda task, state, key: task.sample(
+            state, key, self.count))
+        images = np.asarray(pixels(sample(state, key), source))
+        if context.folder is not None:
+            name = f"{context.name}_{context.step:07d}.png"
+            save(context.folder / "samples" / name, images, COLUMNS)
+            if hasattr(task, "interpolate"):
+                between = compiled(context, "between", task, lambda task, state, key:
+                                   task.interpolate(state, key, ROWS, COLUMNS))
+                save(context.folder / "interpolations" / name,
+                     np.asarray(pixels(between(state, key), source)), COLUMNS)
+        return {"pixel_mean": float(images.mean()), "pixel_deviation": float(images.std())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleQuality:
+    """Samples against a test set, in the feature space of a classifier that was trained by jaxdl,
+    so none of the numbers is an FID: they compare what was measured by one classifier.
+
+    "frechet_distance" is that of normal distributions fitted to the features (Heusel et al. 2017,
+    section 3); "precision" the share of samples within the manifold of the test images, "recall"
+    that of test images within the manifold of the samples, by the third nearest neighbour
+    (Kynkaanniemi et al. 2019, https://arxiv.org/abs/1904.06991, section 2); "classes" how many
+    classes have a tenth at least of an equal share of the samples, as the classifier sees them; and
+    "balance" the entropy of their shares, 1 where they are equal.
+
+    Attributes:
+      classifier: its run directory.
+      step: of its checkpoint: "best", "last" or a number.
+      every: steps between two evaluations; the last step is always evaluated.
+      split: the images to compare with, which are taken as they are stored.
+      samples: drawn, and test images compared with, at most; distances depend on it.
+      neighbours: samples and images of which the manifolds are made, the first ones.
+      batch_size: samples drawn at once.
+    """
+
+    classifier: str
+    step: str = "last"
+    every: Size = 1_000
+    split: str = "test"
+    samples: Size = 5_000
+    neighbours: Count = 2_000
+    batch_size: Size = 250
+
+    def check(self, experiment: Any) -> None:
+        """Raises a UserError where the classifier is missing."""
+        if not (Path(self.classifier).expanduser() / "config.json").is_file():
+            name = Path(self.classifier).name
+            raise UserError(f"SampleQuality: classifier={self.classifier}: no run directory; "
+                            f"train it: python launch.py --experiment={name} "
+                            f"--workdir={self.classifier}")
+
+    def __call__(self, task: Any, state: Any, context: Context) -> Mapping[str, float]:
+        source = context.source(self.split)
+        if "classifier" not in context.compiled:
+            see = classified(self.classifier, self.step)
+            ids = np.arange(min(self.samples, source.size))
+            context.compiled["classifier"] = see, batched(
+                lambda i: see(to_float(jnp.asarray(source.read(ids[i])["image"]))),
+                len(ids), self.batch_size)
+        see, (real, _) = context.compiled["classifier"]
+        sample = compiled(context, "sample", task, lambda task, state, key: task.sample(
+            state, key, self.batch_size))
+
+        def made(i: np.ndarray) -> tuple[Array, Array]:
+            context.poll()
+            return see(pixels(sample(state, jax.random.fold_in(jax.random.key(0), i[0])),
+                              source)[:len(i)])
+
+        features, logits = batched(made, self.samples, self.batch_size)
+        shares = np.bincount(logits.argmax(-1), minlength=logits.shape[-1]) / len(logits)
+        precision, recall = precision_recall(real[:self.neighbours], features[:self.neighbours])
+        return {"frechet_distance": frechet_distance(real, features),
+                "precision": precision, "recall": recall,
+                "classes": float((shares > 0.1 / len(shares)).sum()), "balance": balance(shares)}
+
+
+def classified(folder: str, step: str) -> Callable[[Array], tuple[Array, Array]]:
+    """What a run's classifier says of images [B, H, W, C] in [0, 1]: (features [B, D], logits)."""
+    from jaxdl import api
+    from jaxdl.tasks.representations import features
+
+    experiment, state = api.state(folder, step)
+    task: Any = experiment.task
+    data: Any = experiment.data
+    transforms = data.transforms("test")
+
+    @jax.jit
+    def see(images: Array) -> tuple[Array, Array]:
+        batch = {"image": images, "index": jnp.arange(len(images)), "mask": jnp.ones(len(images))}
+        batch = transformed(transforms, batch, jax.random.key(0))
+        return features(task, state, batch), task.logits(state, batch)
+
+    return see
+
+
+def batched(call: Callable[[np.ndarray], tuple[Array, Array]], count: int,
+            batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What call(numbers) gives for 0 ... count - 1, in batches, put together as float64. The last
+    batch is shorter."""
+    parts = [jax.device_get(call(np.arange(i, min(i + batch_size, count))))
+             for i in range(0, count, batch_size)]
+    features, logits = (np.concatenate(x).astype(np.float64) for x in zip(*parts, strict=True))
+    return features, logits
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of the means and covariances of features
+    [N, D] and [M, D], in float64 (Dowson & Landau 1982, equation 4)."""
+    (mean_a, cov_a), (mean_b, cov_b) = ((x.mean(0), np.cov(x, rowvar=False)) for x in (a, b))
+    # The eigenvalues of S_a S_b are those of the symmetric S_a^(1/2) S_b S_a^(1/2).
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    both = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
+    return float(((mean_a - mean_b) ** 2).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * both)
+
+
+def precision_recall(real: np.ndarray, made: np.ndarray, k: int = 3) -> tuple[float, float]:
+    """(precision, recall): the share of made features [M, D] that lie nearer to some real one
+    [N, D] than its k-th nearest neighbour among the real ones, and the other way round."""
+    def within(points: np.ndarray, manifold: np.ndarray) -> float:
+        radius = np.partition(squares(manifold, manifold), k, axis=1)[:, k]  # Itself is the 0-th.
+        return float((squares(points, manifold) <= radius).any(1).mean())
+
+    return within(made, real), within(real, made)
+
+
+def squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared distances of a [N, D] and b [M, D]: [N, M]."""
+    return np.maximum((a ** 2).sum(1)[:, None] + (b ** 2).sum(1) - 2 * a @ b.T, 0)
+
+
+def balance(shares: np.ndarray) -> float:
+    """The entropy of shares [K] that add up to one, as a part of the greatest possible."""
+    kept = shares[shares > 0]
+    return float(-(kept * np.log(kept)).sum() / np.log(len(shares)))
