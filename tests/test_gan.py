@@ -220,7 +220,9 @@ def losses(folder: Path) -> list[tuple[float, float]]:
             if "train/generator_loss" in x]
 
 
-def test_it_resumes_bit_exactly(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["verify-resume", experiment, "--steps=6"]) == 0
     assert "bit" in capsys.readouterr().out
 
