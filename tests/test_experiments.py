@@ -33,13 +33,18 @@ from jaxdl.data.text import Lines, LongText, TextFile
 from jaxdl.data.tokenizers import Characters, Words
 from jaxdl.data.two_digits import TwoDigits
 from jaxdl.experiment import Best, Experiment, InitFrom, Mesh
+from jaxdl.generative import SampleQuality
 from jaxdl.models.cnn import CNN
 from jaxdl.models.efficientnet import EfficientNet
 from jaxdl.models.resnet import ResNet
 from jaxdl.optimizer import Muon
 from jaxdl.task import named
 from jaxdl.tasks.adversarial import TRADES
+from jaxdl.tasks.diffusion import Diffusion
+from jaxdl.tasks.gan import GAN
 from jaxdl.tasks.lora import LoRA
+from jaxdl.tasks.pixels import Pixels
+from jaxdl.tasks.vae import VAE
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "experiments").glob("*.py"))
@@ -80,8 +85,8 @@ def test_its_docstring_says_command_and_expectation(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert f"python launch.py --experiment={path.stem}" in text
     first = text.splitlines()[0]
-    assert re.search(r"\d (%|nats|BLEU|ROUGE)|(MASE|BLEU) (of )?\d", first) or "in %" in first
-    assert re.search("accuracy|nats|MASE|BLEU|exact answers|ROUGE", text)
+    assert re.search(r"\d (%|nats|BLEU|ROUGE)|(MASE|BLEU) (of )?\d|Frechet distance|in %", first)
+    assert re.search("accuracy|nats|MASE|BLEU|exact answers|ROUGE|frechet_distance", text)
     assert len(path.read_text().splitlines()) <= 80
 
 
@@ -120,6 +125,14 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         changes |= {"task.attack.steps": 2, "evals.attacked.attack.steps": 2}
     if isinstance(experiment.task, LoRA):
         changes |= {"task.targets": ("conv2/kernel",), "task.rank": 2}
+    sizes: dict[str, Any] = {
+        VAE: {"encoder.channels": (2, 2), "decoder.channels": (2, 2), "latents": 2},
+        GAN: {"generator.channels": (4, 4), "discriminator.channels": (4, 4)},
+        Diffusion: {"model.channels": (8, 8), "model.attention": 2, "sample_steps": 2},
+        Pixels: {"model.width": 2, "model.layers": 1}}.get(type(experiment.task), {})
+    changes |= {f"task.{name}": value for name, value in sizes.items()}
+    changes["evals"] = {name: e for name, e in experiment.evals.items()
+                        if not isinstance(e, SampleQuality)}  # needs a classifier's run
     if isinstance(experiment.data, FashionMnist):
         changes["data.directory"] = str(fabricated_idx(tmp_path / "idx"))
     elif isinstance(experiment.data, ImageFolder):
@@ -240,7 +253,8 @@ def test_it_trains_three_steps(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     progress = train.fit(experiment, run)
     assert progress.results and all(np.isfinite(v) for v in progress.results.values())
     lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [x["step"] for x in lines if "train/loss" in x] == [1, 2, 3]
+    assert [x["step"] for x in lines if {"train/loss", "train/generator_loss"} & x.keys()] == [
+        1, 2, 3]
 
 
 def test_imagenet_has_the_published_shapes() -> None:
