@@ -288,6 +288,23 @@ def test_extracts_zip(tmp_path: Path) -> None:
     assert (extract(tmp_path / "a.zip", tmp_path / "out") / "top/a.bin").read_bytes() == b"one"
 
 
+def test_what_is_not_asked_for_is_passed_over(tmp_path: Path) -> None:
+    """Even a link; one that is asked for is refused, and so is a way out."""
+    archive = tar(tmp_path / "a", [(member("top/a.png"), b"one"), (member("top/a.txt"), b"two"),
+                                   (member("link", tarfile.SYMTYPE, "/etc/passwd"), b""),
+                                   (member("../b.png"), b"three")], "w")
+    folder = extract(archive, tmp_path / "out", only=r"top/.*\.png")
+    assert [p.name for p in folder.rglob("*") if p.is_file()] == ["a.png"]
+    for only, reason in ((r"link", "is a link or a device"), (r".*\.png", "would leave")):
+        with pytest.raises(UserError, match=reason):
+            extract(archive, tmp_path / "other", only=only)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+        zipped.writestr("a.png", b"one")
+        zipped.writestr("a.so", b"two")
+    folder = extract(tmp_path / "a.zip", tmp_path / "zip", only=r".*\.png")
+    assert [p.name for p in folder.iterdir()] == ["a.png"]
+
+
 @pytest.mark.parametrize(("info", "reason"), [
     (member("../evil"), "'../evil' would leave the folder; refused."),
     (member("a/../../evil"), "'a/../../evil' would leave the folder; refused."),

@@ -25,6 +25,7 @@ from jaxdl.data.idx import FashionMnist
 from jaxdl.data.labelled_text import LabelledFile, LabelledTexts
 from jaxdl.data.mnist_sample import MnistSample
 from jaxdl.data.pairs import PairFile, Pairs
+from jaxdl.data.photographs import PhotographFolder, Photographs
 from jaxdl.data.poisson import Poisson
 from jaxdl.data.series import Series, SeriesFile
 from jaxdl.data.spans import SpanTexts, SquadFile
@@ -85,8 +86,8 @@ def test_its_docstring_says_command_and_expectation(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert f"python launch.py --experiment={path.stem}" in text
     first = text.splitlines()[0]
-    assert re.search(r"\d (%|nats|BLEU|ROUGE)|(MASE|BLEU) (of )?\d|Frechet distance|in %", first)
-    assert re.search("accuracy|nats|MASE|BLEU|exact answers|ROUGE|frechet_distance", text)
+    assert re.search(r"\d (%|nats|BLEU|ROUGE)|(MASE|BLEU) (of )?\d|Frechet distance|dB|in %", first)
+    assert re.search("accuracy|nats|MASE|BLEU|exact answers|ROUGE|frechet_distance|PSNR", text)
     assert len(path.read_text().splitlines()) <= 80
 
 
@@ -135,6 +136,10 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
                         if not isinstance(e, SampleQuality)}  # needs a classifier's run
     if isinstance(experiment.data, FashionMnist):
         changes["data.directory"] = str(fabricated_idx(tmp_path / "idx"))
+    elif isinstance(experiment.data, Photographs):
+        folder = fabricated_pictures(tmp_path / "photographs", ("a",))
+        changes["data"] = PhotographFolder(path=str(folder), size=18, test_percent=50)
+        changes |= {"task.model.channels": (2, 2), "task.model.kernels": (3, 3, 3)}
     elif isinstance(experiment.data, ImageFolder):
         changes["data.path"] = str(fabricated_pictures(tmp_path / "pictures", experiment.data.only))
         changes["data.size"] = 32

@@ -194,8 +194,8 @@ def locked(folder: Path) -> Iterator[None]:
 # Archives.
 
 
-def extract(archive: Path, folder: Path, *, strip: int = 0, limit: int = EXPANDED,
-            entries: int = ENTRIES) -> Path:
+def extract(archive: Path, folder: Path, *, strip: int = 0, only: str = "",
+            limit: int = EXPANDED, entries: int = ENTRIES) -> Path:
     """Unpacks a .tar (.gz, .bz2, .xz), .zip or Debian package into `folder` unless that is there.
 
     Only plain files and folders are accepted, and only inside of `folder`. They are written to
@@ -205,6 +205,8 @@ def extract(archive: Path, folder: Path, *, strip: int = 0, limit: int = EXPANDE
       archive: the file to unpack.
       folder: the folder to create.
       strip: how many leading components of each member's name to drop.
+      only: a regex; members whose whole name does not match it are passed over, whatever they are;
+        "" for all.
       limit: bytes that all files together may have.
       entries: how many files, with the folders that each is in, there may be.
 
@@ -223,7 +225,7 @@ def extract(archive: Path, folder: Path, *, strip: int = 0, limit: int = EXPANDE
         left, made = limit, 0
         too_large = UserError(f"{archive}: unpacks to more than {limit:,} bytes; refused.")
         try:
-            with contextlib.closing(_members(archive)) as members:
+            with contextlib.closing(_members(archive, only)) as members:
                 for name, size, content in members:
                     path = _inside(archive, part, name, strip)
                     if path is None:
@@ -255,12 +257,17 @@ def extract(archive: Path, folder: Path, *, strip: int = 0, limit: int = EXPANDE
     return folder
 
 
-def _members(archive: Path) -> Generator[tuple[str, int, IO[bytes]], None, None]:
-    """(name, stated size, content) of each file; refuses links, devices and all else that is not
-    plain."""
+def _members(archive: Path, only: str) -> Generator[tuple[str, int, IO[bytes]], None, None]:
+    """(name, stated size, content) of each file that is asked for; refuses links, devices and all
+    else that is not plain among them."""
+    def passed(name: str) -> bool:
+        return bool(only) and re.fullmatch(only, name) is None
+
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
             for member in zipped.infolist():
+                if passed(member.filename):
+                    continue
                 mode = stat.S_IFMT(member.external_attr >> 16)
                 if mode not in (0, stat.S_IFREG, stat.S_IFDIR):
                     raise UserError(f"{archive}: {member.filename!r} is a link or a device; "
@@ -278,7 +285,7 @@ def _members(archive: Path) -> Generator[tuple[str, int, IO[bytes]], None, None]
             tarred.members = []  # type: ignore[attr-defined]
             if member.size < 0:  # tarfile would go back and read for ever.
                 raise tarfile.ReadError("a negative size")
-            if member.isdir():
+            if member.isdir() or passed(member.name):
                 continue
             content = tarred.extractfile(member) if member.isreg() else None
             if content is None:

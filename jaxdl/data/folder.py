@@ -119,7 +119,7 @@ class ImageFolder(Images):
                                 f"files that end in {', '.join(SUFFIXES)}.")
             if not self._has_splits():
                 images = [path for path in images
-                          if (_percentile(path.relative_to(root)) < self.test_percent)
+                          if (percentile(path.relative_to(root)) < self.test_percent)
                           == (split == "test")]
             files += [(path, label) for path in images]
         if not files:
@@ -136,7 +136,7 @@ def _classes(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def _percentile(path: Path) -> int:
+def percentile(path: Path) -> int:
     """0 ... 99 by a hash of the name."""
     return int.from_bytes(hashlib.sha256(path.as_posix().encode()).digest()[:8]) % 100
 
