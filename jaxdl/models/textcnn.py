@@ -45,6 +45,7 @@ class TextCNN(nn.Module):
       widths: tokens that a filter sees.
       filters: of each width, F.
       activation: f; Kim has a rectifier.
+      pool: what of a filter's outputs over the text counts; Kim has the maximum.
       dropout: probability of zeroing, in training, a feature before the head; None for none.
       embedding_dropout: the same of a value of the embeddings.
     """
@@ -55,6 +56,7 @@ class TextCNN(nn.Module):
     widths: tuple[Size, ...] = (3, 4, 5)
     filters: Size = 100
     activation: Activation = "relu"
+    pool: Pool = "max"
     dropout: Fraction | None = 0.5
     embedding_dropout: Fraction | None = None
 
@@ -67,7 +69,7 @@ class TextCNN(nn.Module):
         found = []
         for width in self.widths:
             y = nn.Conv(self.filters, (width,), name=f"conv{width}")(x)  # [B, T, F]
-            found.append(pooled(activate(y, self.activation), valid, "max"))
+            found.append(pooled(activate(y, self.activation), valid, self.pool))
         y = jnp.concatenate(found, -1)  # [B, widths * F]
         y = Dropout(self.dropout)(y, train)
         return nn.Dense(self.classes, name="head")(y)
