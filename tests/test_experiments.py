@@ -24,6 +24,7 @@ from jaxdl.data.folder import ImageFolder
 from jaxdl.data.idx import FashionMnist
 from jaxdl.data.labelled_text import LabelledFile, LabelledTexts
 from jaxdl.data.mnist_sample import MnistSample
+from jaxdl.data.moving_digits import MovingDigits
 from jaxdl.data.pairs import PairFile, Pairs
 from jaxdl.data.photographs import PhotographFolder, Photographs
 from jaxdl.data.poisson import Poisson
@@ -87,7 +88,7 @@ def test_its_docstring_says_command_and_expectation(path: Path) -> None:
     assert f"python launch.py --experiment={path.stem}" in text
     first = text.splitlines()[0]
     assert re.search(r"\d (%|nats|BLEU|ROUGE)|(MASE|BLEU) (of )?\d|Frechet distance|dB|in %", first)
-    assert re.search("accuracy|nats|MASE|BLEU|exact answers|ROUGE|frechet_distance|PSNR", text)
+    assert re.search("accuracy|nats|MASE|BLEU|exact answers|ROUGE|frechet|PSNR|error", text)
     assert len(path.read_text().splitlines()) <= 80
 
 
@@ -136,6 +137,9 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
                         if not isinstance(e, SampleQuality)}  # needs a classifier's run
     if isinstance(experiment.data, FashionMnist):
         changes["data.directory"] = str(fabricated_idx(tmp_path / "idx"))
+    elif isinstance(experiment.data, MovingDigits):
+        changes |= {"data.data": Digits(size=8, channels=1), "data.videos": 20, "data.size": 8,
+                    "data.frames": 5, "task.model.channels": (2,)}
     elif isinstance(experiment.data, Photographs):
         folder = fabricated_pictures(tmp_path / "photographs", ("a",))
         changes["data"] = PhotographFolder(path=str(folder), size=18, test_percent=50)

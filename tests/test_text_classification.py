@@ -39,7 +39,8 @@ from tests.tiny import state_of
 SIZES: Any = dict(vocabulary=9, classes=3, embedding=4)
 CNN = TextCNN(**SIZES, widths=(1, 2, 3), filters=2)
 MODELS = [
-    CNN, FastText(**SIZES, buckets=7), FastText(**SIZES, buckets=None),
+    CNN, TextCNN(**SIZES, widths=(2,), filters=3, pool="mean"),
+    FastText(**SIZES, buckets=7), FastText(**SIZES, buckets=None),
     TextRNN(**SIZES, width=3, pool="max"),
     TextRNN(**SIZES, width=3, pool="mean", cell="gru", layers=2),
     TextRNN(**SIZES, width=3, pool="last"),
