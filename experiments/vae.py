@@ -6,7 +6,7 @@
 Kingma & Welling (2014), https://arxiv.org/abs/1312.6114, with convolutions, on Fashion-MNIST whose
 pixels are drawn as 0 or 1 (Salakhutdinov & Murray 2008). `bound/bound` is the number, by 64 samples
 (Burda et al. 2016, https://arxiv.org/abs/1509.00519, equation 8). A mixture of 500 images of
-independent pixels has -249, independent pixels -385, and the entropy of the drawing is 190
+independent pixels has -248.8, independent pixels -385, and the entropy of the drawing is 190
 (`python benchmarks/densities.py`); the mixture must be beaten. No paper has this drawing's number.
 The first run is the network in whose features `quality` compares means of samples with grey images.
 """
