@@ -77,6 +77,22 @@ class Binarise:
         return {**batch, "image": (drawn < image).astype(jnp.float32)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Edges:
+    """Adds "source": the length of the gradient of the image, by Sobel's kernels over a fourth and
+    the mean of the channels, from -1 where there is none to 1: [B, H, W, 1]."""
+
+    def __call__(self, batch: Batch, keys: Array) -> Batch:
+        image = to_float(batch["image"]).mean(-1)  # [B, H, W]
+        x = jnp.pad(image, ((0, 0), (1, 1), (1, 1)), mode="edge")
+        smooth = x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:]  # over rows
+        across = (smooth[:, :, 2:] - smooth[:, :, :-2]) / 4
+        smooth = x[:, :, :-2] + 2 * x[:, :, 1:-1] + x[:, :, 2:]  # over columns
+        down = (smooth[:, 2:] - smooth[:, :-2]) / 4
+        length = jnp.sqrt(across ** 2 + down ** 2)
+        return {**batch, "source": 2 * jnp.clip(length, 0, 1)[..., None] - 1}
+
+
 class PerImage:
     """What treats each image alone: draws from the image's own key, then a pure function of the
     image and what was drawn. Its place in the batch cannot matter."""

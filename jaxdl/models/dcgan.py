@@ -59,7 +59,8 @@ class Generator(nn.Module):
 
 class Discriminator(nn.Module):
     """Images [B, H, W, C], and a label [B] for a conditional one, to a score [B]: convolutions with
-    kernel 4 and stride 2 and leaky rectifiers of slope 0.2, then a linear layer.
+    kernel 4 and stride 2 and leaky rectifiers of slope 0.2, then a linear layer of all features, or
+    of those of each place: then there is a map of scores [B, h, w].
 
     Attributes:
       channels: of each convolution, which halves height and width.
@@ -71,12 +72,15 @@ class Discriminator(nn.Module):
         for the label is added (Miyato & Koyama 2018, https://arxiv.org/abs/1802.05637, equation 3);
         None for none.
       dropout: probability of zeroing a feature in training; None for none.
+      patches: give a score to each place of the last map, which sees a part of the image (Isola et
+        al. 2017, https://arxiv.org/abs/1611.07004, section 3.2.2).
     """
 
     channels: tuple[Size, ...] = (64, 128)
     norm: Literal["batch", "spectral", "none"] = "spectral"
     classes: Size | None = None
     dropout: Fraction | None = None
+    patches: bool = False
 
     @nn.compact
     def __call__(self, x: Array, label: Array | None, train: bool) -> Array:
@@ -89,7 +93,8 @@ class Discriminator(nn.Module):
             if batch:
                 x = batch_norm(train, name=f"norm{i + 1}")(x)
             x = Dropout(self.dropout)(nn.leaky_relu(x, 0.2), train)
-        x = x.reshape(len(x), -1)
+        if not self.patches:
+            x = x.reshape(len(x), -1)
 
         def dense(x: Array, features: int, name: str, bias: bool) -> Array:
             bound = self.bound(name, features, train)
@@ -97,7 +102,7 @@ class Discriminator(nn.Module):
                             dot_general=lambda x, w, *args, **options:
                             jax.lax.dot_general(x, bound(w), *args, **options))(x)
 
-        score = dense(x, 1, "head", True)[:, 0]
+        score = dense(x, 1, "head", True)[..., 0]
         if self.classes is not None:
             label = jax.nn.one_hot(label, self.classes, dtype=x.dtype)
             score = score + (x * dense(label, x.shape[-1], "classes", False)).sum(-1)

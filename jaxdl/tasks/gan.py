@@ -79,57 +79,48 @@ def generator_losses(objective: Objective, made: Array) -> Array:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GAN:
-    """A generator makes images of noise, a discriminator scores images, and they are trained
-    against each other: in each step first the discriminator, then the generator on what it is now.
+class Adversarial:
+    """Two players, each with an optimizer of its own: in each step first the discriminator is
+    trained, then the generator on what the discriminator is now.
 
-    A batch has "image" [B, H, W, C], "mask" [B] and for conditional networks "label" [B]. The
-    experiment has two optimizers, `optimizer={"generator": ..., "discriminator": ...}`.
+    The experiment has `optimizer={"generator": ..., "discriminator": ...}`. A kind of task defines
+    `fresh`, `discriminator_loss` and `generator_loss`; each player may be several networks.
 
     Attributes:
-      generator: Linen module called as generator(noise [B, N], label, train), returns images.
-      discriminator: called as discriminator(image, label, train), returns scores [B].
-      noise: N, numbers that an image is made of, standard normal.
       objective: see `discriminator_losses`.
-      gradient_penalty: weight of (|d score(x) / dx| - 1)^2 at a random point x between a real and a
-        made image, in the discriminator's loss (Gulrajani et al. 2017,
-        https://arxiv.org/abs/1704.00028, equation 3, where it is 10); None for none.
       critic_steps: updates of the discriminator in each step, each on a part of the batch of its
-        own; 5 in the paper of the gradient penalty.
-      conditional: whether both networks are given the label.
-      ema: decay of an exponential moving average of the generator, which is what then draws; None
-        for none. Early on it is (1 + step) / (10 + step) if that is less.
+        own.
+      ema: decay of an exponential moving average of the generator's parameters, which evaluation
+        then uses; None for none. Early on it is (1 + step) / (10 + step) if that is less.
     """
 
-    generator: nn.Module
-    discriminator: nn.Module
-    noise: Size = 64
     objective: Objective = "non_saturating"
-    gradient_penalty: NonNegative | None = None
     critic_steps: Size = 1
-    conditional: bool = False
     ema: Fraction | None = None
 
     target_fields: ClassVar[tuple[str, ...]] = ()
+
+    def fresh(self, key: Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(parameters, other collections) of both players, by name."""
+        raise TypeError(f"{type(self).__name__} must define fresh().")
+
+    def discriminator_loss(self, params: Any, mutable: Any, batch: Batch,
+                           key: Array) -> tuple[Mean, Any, Metrics]:
+        """(mean, updated collections of the discriminator, metrics) in training."""
+        raise TypeError(f"{type(self).__name__} must define discriminator_loss().")
+
+    def generator_loss(self, params: Any, mutable: Any, batch: Batch,
+                       key: Array) -> tuple[Mean, Any, Metrics]:
+        """(mean, updated collections of the generator, metrics) in training."""
+        raise TypeError(f"{type(self).__name__} must define generator_loss().")
 
     def init(self, key: Array, batch: Batch, tx: Mapping[str, Any]) -> GANState:
         names = GENERATOR, DISCRIMINATOR
         if not isinstance(tx, Mapping) or tx.keys() != set(names):
             found = ", ".join(map(repr, tx)) if isinstance(tx, Mapping) else "one"
-            raise UserError("optimizer: GAN needs two by name, 'generator' and 'discriminator'; "
-                            f"found {found}.")
-        label = self.label(batch)
-        epsilon = jnp.zeros((len(batch["image"]), self.noise))
-        params, mutable = {}, {}
-        for i, (name, x) in enumerate(zip(names, (epsilon, batch["image"]), strict=True)):
-            variables = dict(getattr(self, name).init(jax.random.fold_in(key, i), x, label, False))
-            params[name] = variables.pop("params")
-            mutable[name] = variables
-        made: Any = jax.eval_shape(lambda: self.generator.apply(
-            {"params": params[GENERATOR], **mutable[GENERATOR]}, epsilon, label, False))
-        if made.shape != batch["image"].shape:
-            raise UserError(f"task.generator: makes images {made.shape[1:]}, and the data has "
-                            f"{batch['image'].shape[1:]}; set its size and image_channels.")
+            raise UserError(f"optimizer: {type(self).__name__} needs two by name, 'generator' and "
+                            f"'discriminator'; found {found}.")
+        params, mutable = self.fresh(key, batch)
         return GANState(
             step=jnp.int32(0), seen=jnp.uint32(0), key=jax.random.fold_in(key, 2), params=params,
             mutable=mutable, opt_state={n: tx[n].init(params[n]) for n in names},
@@ -177,6 +168,46 @@ class GAN:
             mutable={**state.mutable, name: {**state.mutable[name], **mutable}},
             opt_state={**state.opt_state, name: opt_state}), {
                 **metrics, f"{name}_grad_norm": norm(over_devices(gradient))}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GAN(Adversarial):
+    """A generator makes images of noise, a discriminator scores images, and they are trained
+    against each other.
+
+    A batch has "image" [B, H, W, C], "mask" [B] and for conditional networks "label" [B].
+
+    Attributes:
+      generator: Linen module called as generator(noise [B, N], label, train), returns images.
+      discriminator: called as discriminator(image, label, train), returns scores [B].
+      noise: N, numbers that an image is made of, standard normal.
+      gradient_penalty: weight of (|d score(x) / dx| - 1)^2 at a random point x between a real and a
+        made image, in the discriminator's loss (Gulrajani et al. 2017,
+        https://arxiv.org/abs/1704.00028, equation 3, where it is 10, with five critic_steps); None
+        for none.
+      conditional: whether both networks are given the label.
+    """
+
+    generator: nn.Module
+    discriminator: nn.Module
+    noise: Size = 64
+    gradient_penalty: NonNegative | None = None
+    conditional: bool = False
+
+    def fresh(self, key: Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
+        label = self.label(batch)
+        epsilon = jnp.zeros((len(batch["image"]), self.noise))
+        params, mutable = {}, {}
+        for i, (name, x) in enumerate(((GENERATOR, epsilon), (DISCRIMINATOR, batch["image"]))):
+            variables = dict(getattr(self, name).init(jax.random.fold_in(key, i), x, label, False))
+            params[name] = variables.pop("params")
+            mutable[name] = variables
+        made: Any = jax.eval_shape(lambda: self.generator.apply(
+            {"params": params[GENERATOR], **mutable[GENERATOR]}, epsilon, label, False))
+        if made.shape != batch["image"].shape:
+            raise UserError(f"task.generator: makes images {made.shape[1:]}, and the data has "
+                            f"{batch['image'].shape[1:]}; set its size and image_channels.")
+        return params, mutable
 
     def discriminator_loss(self, params: Any, mutable: Any, batch: Batch,
                            key: Array) -> tuple[Mean, Any, Metrics]:
