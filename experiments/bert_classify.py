@@ -32,7 +32,7 @@ def config() -> Experiment:
         optimizer=AdamW(learning_rate=Cosine(peak=5e-4, warmup=0.1), weight_decay=0.01, clip=1.),
         init_from=READ,
         evals={"test": ClassificationReport(split="test", every=310, batch_size=250)},
-        steps=620, batch_size=64, log_every=31,
+        steps=310, batch_size=64, log_every=31,  # one epoch
     )
 
 

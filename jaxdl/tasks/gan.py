@@ -51,12 +51,12 @@ class GANState:
 def discriminator_losses(objective: Objective, real: Array, made: Array) -> Array:
     """Of scores of real and of made images [B]: [B].
 
-    non_saturating: -log D(x) - log(1 - D(G(z))), D = sigmoid(score) (section 3).
-    least_squares: half of (score(x) - 1)^2 + score(G(z))^2 (Mao et al. 2017,
-      https://arxiv.org/abs/1611.04076, equation 9).
-    hinge: max(0, 1 - score(x)) + max(0, 1 + score(G(z))) (Lim & Ye 2017,
-      https://arxiv.org/abs/1705.02894, section 3).
-    wasserstein: score(G(z)) - score(x) (Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875,
+    - non_saturating: -log D(x) - log(1 - D(G(z))), D = sigmoid(score) (section 3);
+    - least_squares: half of (score(x) - 1)^2 + score(G(z))^2 (Mao et al. 2017,
+      https://arxiv.org/abs/1611.04076, equation 9);
+    - hinge: max(0, 1 - score(x)) + max(0, 1 + score(G(z))) (Lim & Ye 2017,
+      https://arxiv.org/abs/1705.02894, section 3);
+    - wasserstein: score(G(z)) - score(x) (Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875,
       algorithm 1).
     """
     if objective == "non_saturating":
