@@ -179,13 +179,14 @@ class SampleQuality:
 
     def __call__(self, task: Any, state: Any, context: Context) -> Mapping[str, float]:
         source = context.source(self.split)
-        if "classifier" not in context.compiled:
+        key = context.name, "classifier"
+        if key not in context.compiled:
             see = classified(self.classifier, self.step)
             ids = np.arange(min(self.samples, source.size))
-            context.compiled["classifier"] = see, batched(
+            context.compiled[key] = see, batched(
                 lambda i: see(to_float(jnp.asarray(source.read(ids[i])["image"]))),
                 len(ids), self.batch_size)
-        see, (real, _) = context.compiled["classifier"]
+        see, (real, _) = context.compiled[key]
         sample = compiled(context, "sample", task, lambda task, state, key: task.sample(
             state, key, self.batch_size))
 

@@ -74,8 +74,11 @@ class TwoDomains:
         content: Any = self.data.open(split)
         if content.arrays is None:
             raise UserError("TwoDomains: data: expected images that are kept in memory.")
-        return Domains(first=self._of(content, self.first), second=self._of(content, self.second),
-                       transforms=content.transforms)
+        first, second = self._of(content, self.first), self._of(content, self.second)
+        if len(first) * len(second) >= 1 << 31:
+            raise UserError(f"TwoDomains: {len(first):,} and {len(second):,} images make more "
+                            "pairs than there are ids of 32 bits.")
+        return Domains(first=first, second=second, transforms=content.transforms)
 
     def _of(self, content: Any, names: Sequence[str]) -> np.ndarray:
         labels = [list(self.data.names).index(name) for name in names]
