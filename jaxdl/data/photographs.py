@@ -111,22 +111,31 @@ class Photographs(Patches):
 
     def photographs(self, split: str) -> list[tuple[Path, int]]:
         if split == "train":
-            folder = package(*WALLPAPERS, only=r".*/2560x1600\.jpg")
-            return [(folder / f"usr/share/wallpapers/{name}/contents/images/2560x1600.jpg", 2)
-                    for name in PHOTOGRAPHS]
-        folder = data_folder() / "scikit_image"
-        if not folder.is_dir():
-            wheel = SCIKIT_IMAGE.rpartition("/")[2]
-            try:
-                archive = fetch(SCIKIT_IMAGE, data_folder() / wheel, SCIKIT_IMAGE_SHA256)
-            except DataMissing as error:
-                raise DataMissing(
-                    f"Photographs: not on this machine ({error}) Bring it so: pip download "
-                    "--no-deps --python-version 3.11 --only-binary :all: scikit-image==0.26.0, and "
-                    f"put the file into {data_folder()}; name a folder of your own by a "
-                    "PhotographFolder(path=FOLDER); or run once with a network.") from error
-            extract(archive, folder, only=r"skimage/data/.*")
-        return [(folder / "skimage" / "data" / name, 1) for name in TESTED]
+            return [(wallpaper(name), 2) for name in PHOTOGRAPHS]
+        return [(scikit_image(name), 1) for name in TESTED]
+
+
+def wallpaper(name: str) -> Path:
+    """A picture of 2560 x 1600 out of Debian's package plasma-workspace-wallpapers."""
+    folder = package(*WALLPAPERS, only=r".*/2560x1600\.jpg")
+    return folder / f"usr/share/wallpapers/{name}/contents/images/2560x1600.jpg"
+
+
+def scikit_image(name: str) -> Path:
+    """A picture that comes with scikit-image."""
+    folder = data_folder() / "scikit_image"
+    if not folder.is_dir():
+        wheel = SCIKIT_IMAGE.rpartition("/")[2]
+        try:
+            archive = fetch(SCIKIT_IMAGE, data_folder() / wheel, SCIKIT_IMAGE_SHA256)
+        except DataMissing as error:
+            raise DataMissing(
+                f"scikit-image's pictures: not on this machine ({error}) Bring them so: pip "
+                "download --no-deps --python-version 3.11 --only-binary :all: "
+                f"scikit-image==0.26.0, and put the file into {data_folder()}; name pictures of "
+                "your own; or run once with a network.") from error
+        extract(archive, folder, only=r"skimage/data/.*")
+    return folder / "skimage" / "data" / name
 
 
 @dataclass(frozen=True, kw_only=True)
