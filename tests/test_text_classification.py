@@ -39,12 +39,12 @@ from tests.tiny import state_of
 SIZES: Any = dict(vocabulary=9, classes=3, embedding=4)
 CNN = TextCNN(**SIZES, widths=(1, 2, 3), filters=2)
 MODELS = [
-    CNN, TextCNN(**SIZES, widths=(2,), filters=3, pool="mean"),
-    FastText(**SIZES, buckets=7), FastText(**SIZES, buckets=None),
+    CNN, FastText(**SIZES, buckets=7), FastText(**SIZES, buckets=None),
     TextRNN(**SIZES, width=3, pool="max"),
     TextRNN(**SIZES, width=3, pool="mean", cell="gru", layers=2),
     TextRNN(**SIZES, width=3, pool="last"),
-    TextRNN(**SIZES, width=3, pool="last", cell="gru", bidirectional=False)]
+    TextRNN(**SIZES, width=3, pool="last", cell="gru", bidirectional=False),
+    TextCNN(**SIZES, widths=(2,), filters=3, pool="mean")]
 TEXTS = [[1, 2, 3, 4, 5], [6], [7, 8, 0], [2, 2]]
 
 
