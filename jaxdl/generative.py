@@ -13,18 +13,18 @@ and where its samples have latent numbers also
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxdl.config import Count, Size
+from jaxdl.config import Between, Size
 from jaxdl.data.source import Source, transformed
 from jaxdl.data.transforms import Normalise, to_float
 from jaxdl.errors import UserError
 from jaxdl.evaluate import Context
-from jaxdl.pictures import Images, Material
+from jaxdl.pictures import Images, Material, some
 
 Array = jax.Array
 
@@ -156,8 +156,10 @@ class SampleQuality:
       step: of its checkpoint: "best", "last" or a number.
       every: steps between two evaluations; the last step is always evaluated.
       split: the images to compare with, which are taken as they are stored.
-      samples: drawn, and test images compared with, at most; distances depend on it.
-      neighbours: samples and images of which the manifolds are made, the first ones.
+      samples: drawn, and test images compared with, at most, at random but always the same;
+        distances depend on it.
+      neighbours: samples and images of which the manifolds are made, at most, spread evenly over
+        them, whatever order they are in.
       batch_size: samples drawn at once.
     """
 
@@ -165,8 +167,8 @@ class SampleQuality:
     step: str = "last"
     every: Size = 1_000
     split: str = "test"
-    samples: Size = 5_000
-    neighbours: Count = 2_000
+    samples: Annotated[int, Between(4)] = 5_000
+    neighbours: Annotated[int, Between(4)] = 2_000
     batch_size: Size = 250
 
     def check(self, experiment: Any) -> None:
@@ -182,7 +184,7 @@ class SampleQuality:
         key = context.name, "classifier"
         if key not in context.compiled:
             see = classified(self.classifier, self.step)
-            ids = np.arange(min(self.samples, source.size))
+            ids = some(source, self.samples)
             context.compiled[key] = see, batched(
                 lambda i: see(to_float(jnp.asarray(source.read(ids[i])["image"]))),
                 len(ids), self.batch_size)
@@ -197,7 +199,9 @@ class SampleQuality:
 
         features, logits = batched(made, self.samples, self.batch_size)
         shares = np.bincount(logits.argmax(-1), minlength=logits.shape[-1]) / len(logits)
-        precision, recall = precision_recall(real[:self.neighbours], features[:self.neighbours])
+        a, b = (x[np.linspace(0, len(x) - 1, min(self.neighbours, len(x))).astype(int)]
+                for x in (real, features))
+        precision, recall = precision_recall(a, b)
         return {"frechet_distance": frechet_distance(real, features),
                 "precision": precision, "recall": recall,
                 "classes": float((shares > 0.1 / len(shares)).sum()), "balance": balance(shares)}

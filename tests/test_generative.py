@@ -1,6 +1,7 @@
 """Grids of samples, and distances between them and the data, against what is known of them."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdl import cli
+from jaxdl import cli, generative
 from jaxdl.data.digits import Digits
+from jaxdl.data.source import Arrays
 from jaxdl.errors import UserError
 from jaxdl.generative import (
     SampleQuality,
@@ -97,6 +99,33 @@ def test_normalisation_is_taken_back() -> None:
                                else image, atol=1e-6)
 
 
+def test_test_images_are_of_all_classes_whatever_their_order(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of images sorted by class, as some data sets are, the first ones would be of one alone."""
+    seen: list[Any] = []
+
+    def classifier(folder: str, step: str) -> Any:
+        return lambda images: (images.reshape(len(images), -1), jnp.zeros((len(images), 2)))
+
+    def compared(real: Any, made: Any, k: int = 3) -> tuple[float, float]:
+        seen.append(real)
+        return 0., 0.
+
+    monkeypatch.setattr(generative, "classified", classifier)
+    monkeypatch.setattr(generative, "precision_recall", compared)
+    image = np.repeat(np.arange(10, dtype=np.uint8), 40)[:, None, None, None] * np.ones(
+        (1, 2, 2, 1), np.uint8)
+    source = Arrays(arrays={"image": image})
+    context: Any = SimpleNamespace(
+        name="quality", source=lambda split: source, compiled={}, bound=None, knobs=None,
+        poll=lambda: None, devices=SimpleNamespace(replicated=None))
+    task: Any = SimpleNamespace(sample=lambda state, key, count: jax.random.uniform(
+        key, (count, 2, 2, 1)))
+    SampleQuality(classifier="", samples=100, neighbours=50)(task, (), context)
+    real, = seen
+    assert len(real) == 50 and set(np.round(255 * real[:, 0]).astype(int)) == set(range(10))
+
+
 def test_a_missing_classifier_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"classifier=.*/no: no run directory; train it: python"):
         SampleQuality(classifier=str(tmp_path / "no")).check(tiny.plain())
@@ -109,6 +138,7 @@ def test_a_run_writes_its_samples_and_measures_them(
     file = tmp_path / "vae.py"
     file.write_text(f'''
 from jaxdl.data.digits import Digits
+from jaxdl.data.source import Arrays
 from jaxdl.data.transforms import Binarise
 from jaxdl.experiment import Experiment, Mesh
 from jaxdl.generative import SampleQuality, Samples

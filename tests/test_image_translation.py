@@ -83,9 +83,6 @@ def test_the_losses_of_cycles() -> None:
     np.testing.assert_allclose(metrics["cycle"].value(), (apart[0] + apart[1]) / 2, rtol=1e-4)
     rest = metrics["generator_loss"].value() - 10 * (apart[0] + apart[1]) - 2 * (
         apart[2] + apart[3])
-    judge = after.params["discriminator"], {
-        k: v["batch_stats"] for k, v in after.mutable.items() if v}
-    chex.assert_tree_all_finite(judge)
     # The normalisation of a discriminator moves a step in training, so the rest is near, not equal.
     scores = [UNPAIRED.discriminator.apply(
         {"params": after.params["discriminator"][kind],

@@ -26,11 +26,15 @@ def to_float(image: Array) -> Array:
     return image.astype(jnp.float32) / 255 if image.dtype == jnp.uint8 else image
 
 
-def clean(batch: Mapping[str, Array]) -> Batch:
-    """The batch with zeros in the images that are masked, which may hold anything, NaN included."""
-    image = batch["image"]
-    kept = (batch["mask"] > 0).reshape(-1, *[1] * (image.ndim - 1))
-    return {**batch, "image": jnp.where(kept, image, jnp.zeros((), image.dtype))}
+def clean(batch: Mapping[str, Array], *names: str) -> Batch:
+    """The batch with zeros in the images that are masked, which may hold anything, NaN included:
+    in "image", or in the fields of these names."""
+    found = dict(batch)
+    for name in names or ("image",):
+        x = batch[name]
+        kept = (batch["mask"] > 0).reshape(-1, *[1] * (x.ndim - 1))
+        found[name] = jnp.where(kept, x, jnp.zeros((), x.dtype))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

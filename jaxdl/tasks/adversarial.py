@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
+from jaxdl import noise
 from jaxdl.config import NonNegative, Size
 from jaxdl.data.transforms import Normalise, clean
 from jaxdl.errors import UserError
@@ -163,10 +164,11 @@ class TRADES(Wrapped):
         still = jax.lax.stop_gradient(logits(image, False))
         # At the image itself the divergence is least, and its gradient zero: the attack must not
         # begin there (the paper's algorithm 1 adds noise of 0.001).
-        noise = jax.vmap(lambda x, k: 1e-3 * jax.random.normal(k, x.shape, x.dtype))(
-            image, _each(jax.random.fold_in(key, 1), batch))
+        start = jax.vmap(lambda x, k: 1e-3 * jax.random.normal(k, x.shape, x.dtype))(
+            image, noise.keys(jax.random.fold_in(key, 1), batch))
         found = self.attack(lambda x: jnp.where(kept, kl(still, logits(x, False)), 0).sum(),
-                            image, _each(jax.random.fold_in(key, 2), batch), start=image + noise)
+                            image, noise.keys(jax.random.fold_in(key, 2), batch),
+                            start=image + start)
         mean, aux, outputs = observed(inner, variables, batch, key, train=True)
         apart = Mean.of(kl(outputs[""], logits(found, True)), batch["mask"])
         # The task inside may count fewer examples: those with labels.
@@ -185,7 +187,7 @@ def attacked(task: Any, attack: Attack, variables: dict[str, Any], batch: Batch,
     def total(image: Array) -> Array:
         return task.loss(fixed, {**batch, "image": image}, key, train=False)[0].total
 
-    return attack(total, clean(batch)["image"], _each(jax.random.fold_in(key, 1), batch))
+    return attack(total, clean(batch)["image"], noise.keys(jax.random.fold_in(key, 1), batch))
 
 
 def _checks(task: Any) -> dict[str, Any]:
@@ -206,11 +208,6 @@ def _checks(task: Any) -> dict[str, Any]:
 
     inner = getattr(task.task, "checks", None)
     return {**(inner() if inner else {}), "attack_range": attack_range}
-
-
-def _each(key: Array, batch: Batch) -> Array:
-    """A key for each example, wherever it lies in the batch."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
 
 
 @dataclass(frozen=True, kw_only=True)

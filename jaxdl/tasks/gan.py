@@ -99,6 +99,7 @@ class Adversarial:
     ema: Fraction | None = None
 
     target_fields: ClassVar[tuple[str, ...]] = ()
+    inputs: ClassVar[tuple[str, ...]] = ("image",)  # of a batch, zero where it is masked
 
     def fresh(self, key: Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         """(parameters, other collections) of both players, by name."""
@@ -134,7 +135,7 @@ class Adversarial:
                             f"{size}.")
         key = jax.random.fold_in(state.key, state.step)
         # Part i takes every n-th example, so that no device has to send its own away.
-        parts = [jax.tree.map(lambda x, i=i: x[i::self.critic_steps], clean(batch))
+        parts = [jax.tree.map(lambda x, i=i: x[i::self.critic_steps], clean(batch, *self.inputs))
                  for i in range(self.critic_steps)]
         metrics: dict[str, Mean | Array] = {}  # of the last update of each
         for i, part in enumerate(parts):
@@ -270,7 +271,7 @@ class GAN(Adversarial):
 
     def evaluate(self, state: GANState, batch: Batch) -> Mapping[str, Mean]:
         """Both losses without a penalty, and the mean scores of real and of as many made images."""
-        batch = clean(batch)
+        batch = clean(batch, *self.inputs)
         label = self.label(batch)
         made = self.images(state, noise.normal(jax.random.key(0), batch, (self.noise,)), label)
         judge = {"params": state.params[DISCRIMINATOR], **state.mutable[DISCRIMINATOR]}

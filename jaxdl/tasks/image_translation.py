@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl.config import NonNegative
-from jaxdl.data.transforms import to_float
+from jaxdl.data.transforms import clean, to_float
 from jaxdl.evaluate import Context, Evaluate, total
 from jaxdl.generative import classified, pixels
 from jaxdl.pictures import Images, Material, Picture, read, some
@@ -20,6 +20,7 @@ from jaxdl.tasks.gan import (
     GENERATOR,
     Adversarial,
     GANState,
+    Objective,
     discriminator_losses,
     generator_losses,
 )
@@ -32,12 +33,6 @@ SHOWN = 8  # images on the report
 def per_example(x: Array) -> Array:
     """The mean of all but the first axis: [B]."""
     return x.reshape(len(x), -1).mean(-1)
-
-
-def cleaned(batch: Batch, name: str) -> Array:
-    """Images of a batch, with zeros where it is masked."""
-    kept = (batch["mask"] > 0).reshape(-1, 1, 1, 1)
-    return jnp.where(kept, batch[name], 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +54,8 @@ class Pix2Pix(Adversarial):
     discriminator: nn.Module
     l1: NonNegative = 100.
 
+    inputs: ClassVar[tuple[str, ...]] = ("image", "source")
+
     def fresh(self, key: Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         source = batch["source"]
         both = jnp.concatenate([source, batch["image"]], -1)
@@ -69,7 +66,7 @@ class Pix2Pix(Adversarial):
 
     def discriminator_loss(self, params: Any, mutable: Any, batch: Batch,
                            key: Array) -> tuple[Mean, Any, Metrics]:
-        source, image = cleaned(batch, "source"), cleaned(batch, "image")
+        source, image = batch["source"], batch["image"]
         made, _ = self.made(params, mutable, source, key)
         real, after = self.scored(params, mutable, source, image, key)
         again = {**mutable, DISCRIMINATOR: {**mutable[DISCRIMINATOR], **after}}
@@ -79,7 +76,7 @@ class Pix2Pix(Adversarial):
 
     def generator_loss(self, params: Any, mutable: Any, batch: Batch,
                        key: Array) -> tuple[Mean, Any, Metrics]:
-        source, image = cleaned(batch, "source"), cleaned(batch, "image")
+        source, image = batch["source"], batch["image"]
         made, after = self.made(params, mutable, source, key)
         score, _ = self.scored(params, mutable, source, made, key)
         error = per_example(jnp.abs(made - image))
@@ -111,7 +108,8 @@ class Pix2Pix(Adversarial):
 
     def evaluate(self, state: GANState, batch: Batch) -> Mapping[str, Mean]:
         """The mean absolute and squared errors of the values."""
-        difference = (self.translated(state, cleaned(batch, "source")) - cleaned(batch, "image"))
+        batch = clean(batch, *self.inputs)
+        difference = self.translated(state, batch["source"]) - batch["image"]
         return {"l1": Mean.of(per_example(jnp.abs(difference)), batch["mask"]),
                 "error": Mean.of(per_example(difference ** 2), batch["mask"])}
 
@@ -134,8 +132,8 @@ class CycleGAN(Adversarial):
 
     means over values: Zhu et al. (2017), https://arxiv.org/abs/1703.10593, equation 3 and section
     5.2, with objective="least_squares". DiscoGAN of Kim et al. (2017),
-    https://arxiv.org/abs/1703.05192, is objective="non_saturating" with squares for the absolute
-    values, cycle=1 and no identity.
+    https://arxiv.org/abs/1703.05192, is objective="non_saturating" with distance="l2", cycle=1 and
+    no identity.
 
     A batch has "image" (x) and "other" (y), [B, H, W, C], and "mask" [B].
 
@@ -150,10 +148,12 @@ class CycleGAN(Adversarial):
 
     generator: nn.Module
     discriminator: nn.Module
-    objective: Any = "least_squares"
+    objective: Objective = "least_squares"
     cycle: NonNegative = 10.
     identity: NonNegative | None = None
     distance: Literal["l1", "l2"] = "l1"
+
+    inputs: ClassVar[tuple[str, ...]] = ("image", "other")
 
     def fresh(self, key: Array, batch: Batch) -> tuple[dict[str, Any], dict[str, Any]]:
         params: dict[str, Any] = {}
@@ -191,8 +191,8 @@ class CycleGAN(Adversarial):
         total = jnp.zeros(len(batch["mask"]))
         for kind, source, way in (("image", "other", "back"), ("other", "image", "forth")):
             made = jax.lax.stop_gradient(self.run(GENERATOR, way, params, mutable,
-                                                  cleaned(batch, source), key))
-            real = self.run(DISCRIMINATOR, kind, params, mutable, cleaned(batch, kind), key, after)
+                                                  batch[source], key))
+            real = self.run(DISCRIMINATOR, kind, params, mutable, batch[kind], key, after)
             score = self.run(DISCRIMINATOR, kind, params, mutable, made, key)
             total += per_example(discriminator_losses(self.objective, real, score))
         return Mean.of(total, batch["mask"]), after, {}
@@ -210,7 +210,7 @@ class CycleGAN(Adversarial):
         total = cycles = jnp.zeros(len(batch["mask"]))
         for kind, way, target, home in (("image", "forth", "other", "back"),
                                         ("other", "back", "image", "forth")):
-            x = cleaned(batch, kind)
+            x = batch[kind]
             made = run(way, x, note=True)
             score = self.run(DISCRIMINATOR, target, params, mutable, made, key)
             total += per_example(generator_losses(self.objective, score))
@@ -229,9 +229,9 @@ class CycleGAN(Adversarial):
 
     def evaluate(self, state: GANState, batch: Batch) -> Mapping[str, Mean]:
         """The mean absolute error of each kind after both ways."""
-        found = {}
+        batch, found = clean(batch, *self.inputs), {}
         for kind, way, home in (("image", "forth", "back"), ("other", "back", "forth")):
-            x = cleaned(batch, kind)
+            x = batch[kind]
             again = self.translated(state, self.translated(state, x, way), home)
             found[f"{kind}_cycle"] = Mean.of(per_example(jnp.abs(again - x)), batch["mask"])
         return found

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdl import noise
 from jaxdl.config import Size
 from jaxdl.data.transforms import clean
 from jaxdl.errors import UserError
@@ -77,7 +78,7 @@ class MAE(LossTask):
         if self.visible >= number:
             raise UserError(f"MAE: visible={self.visible} of {number} patches leaves none to be "
                             f"drawn; a quarter is {max(number // 4, 1)}.")
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
+        keys = noise.keys(key, batch)
         order = jax.vmap(lambda key: jax.random.permutation(key, number))(keys)
         return order[:, :self.visible]
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxdl import noise
 from jaxdl.config import NonNegative
+from jaxdl.data.transforms import clean
 from jaxdl.errors import UserError, nearest
 from jaxdl.generative import pixels
 from jaxdl.pictures import Images, Material, Picture, read, some
@@ -103,7 +104,7 @@ class Style(LossTask):
             own = dict(self.features.init(key, batch["image"], train=False))
             variables.update({name: {FEATURES: tree} for name, tree in own.items()})
             variables["params"] |= self.fresh(batch, key)
-        image = jnp.where((batch["mask"] > 0)[:, None, None, None], batch["image"], 0)
+        image = clean(batch)["image"]
         x, mutable = self.painted(variables, image, key, train)
         network = {name: tree[FEATURES] for name, tree in variables.items() if FEATURES in tree}
         layers = sorted({*self.content_layers, *self.style_layers})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl.config import Size
-from jaxdl.data.transforms import to_float
+from jaxdl.data.transforms import clean, to_float
 from jaxdl.errors import UserError
 from jaxdl.pictures import Images, Material, Picture, read, some
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
@@ -41,9 +41,7 @@ class NextFrame(LossTask):
 
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:
-        video = to_float(batch["video"])
-        kept = (batch["mask"] > 0).reshape(-1, 1, 1, 1, 1)
-        video = jnp.where(kept, video, 0)
+        video = to_float(clean(batch, "video")["video"])
         if video.shape[1] <= self.given:
             raise UserError(f"task.given={self.given}: videos of {video.shape[1]} frames leave "
                             "none to predict.")
