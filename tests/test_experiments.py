@@ -30,23 +30,30 @@ from jaxdl.data.photographs import PhotographFolder, Photographs
 from jaxdl.data.poisson import Poisson
 from jaxdl.data.series import Series, SeriesFile
 from jaxdl.data.spans import SpanTexts, SquadFile
+from jaxdl.data.style import OnePicture, WithStyle
 from jaxdl.data.tabular import Table
 from jaxdl.data.text import Lines, LongText, TextFile
 from jaxdl.data.tokenizers import Characters, Words
 from jaxdl.data.two_digits import TwoDigits
+from jaxdl.data.two_domains import TwoDomains
 from jaxdl.experiment import Best, Experiment, InitFrom, Mesh
-from jaxdl.generative import SampleQuality
+from jaxdl.generative import SampleQuality, Samples
 from jaxdl.models.cnn import CNN
 from jaxdl.models.efficientnet import EfficientNet
 from jaxdl.models.resnet import ResNet
 from jaxdl.optimizer import Muon
 from jaxdl.task import named
 from jaxdl.tasks.adversarial import TRADES
+from jaxdl.tasks.autoencoder import Autoencoder
 from jaxdl.tasks.diffusion import Diffusion
+from jaxdl.tasks.flow import Flow
 from jaxdl.tasks.gan import GAN
+from jaxdl.tasks.image_translation import CycleGAN, Pix2Pix, Translated
 from jaxdl.tasks.lora import LoRA
 from jaxdl.tasks.pixels import Pixels
+from jaxdl.tasks.style import PaintedImage, StyleNetwork
 from jaxdl.tasks.vae import VAE
+from jaxdl.tasks.vq_vae import VQVAE, CodePrior
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "experiments").glob("*.py"))
@@ -127,16 +134,35 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         changes |= {"task.attack.steps": 2, "evals.attacked.attack.steps": 2}
     if isinstance(experiment.task, LoRA):
         changes |= {"task.targets": ("conv2/kernel",), "task.rank": 2}
+    halves = {"encoder.channels": (2, 2), "decoder.channels": (2, 2)}
+    players = {"generator.channels": (4, 4), "discriminator.channels": (4, 4)}
+    seen = {"features": CNN(channels=(2, 3)), "content_layers": ("conv2",),
+            "style_layers": ("conv1",)}
     sizes: dict[str, Any] = {
-        VAE: {"encoder.channels": (2, 2), "decoder.channels": (2, 2), "latents": 2},
-        GAN: {"generator.channels": (4, 4), "discriminator.channels": (4, 4)},
+        Autoencoder: halves, VAE: {**halves, "latents": 2}, VQVAE: {**halves, "codes": 4},
+        CodePrior: {**{f"vq.{name}": value for name, value in halves.items()}, "vq.codes": 4,
+                    "model.levels": 4, "model.width": 2, "model.layers": 1},
+        Flow: {"model.scales": 1, "model.width": 2}, Pixels: {"model.width": 2, "model.layers": 1},
         Diffusion: {"model.channels": (8, 8), "model.attention": 2, "sample_steps": 2},
-        Pixels: {"model.width": 2, "model.layers": 1}}.get(type(experiment.task), {})
+        GAN: players, Pix2Pix: players, CycleGAN: players, PaintedImage: seen,
+        StyleNetwork: {**seen, "model.channels": (2, 2), "model.blocks": 1},
+    }.get(type(experiment.task), {})
     changes |= {f"task.{name}": value for name, value in sizes.items()}
-    changes["evals"] = {name: e for name, e in experiment.evals.items()
-                        if not isinstance(e, SampleQuality)}  # needs a classifier's run
+    kept = {name: e for name, e in experiment.evals.items()
+            if not isinstance(e, SampleQuality | Translated)}  # they need a classifier's run
+    measured = {name: e for name, e in kept.items() if not isinstance(e, Samples)}
+    changes["evals"] = measured or kept
     if isinstance(experiment.data, FashionMnist):
         changes["data.directory"] = str(fabricated_idx(tmp_path / "idx"))
+    elif isinstance(experiment.data, TwoDomains):
+        changes["data.data.directory"] = str(fabricated_idx(tmp_path / "idx"))
+    elif isinstance(experiment.data, WithStyle):
+        picture = str(next(fabricated_pictures(tmp_path / "style", ("a",)).rglob("*.png")))
+        changes |= {"data.data": OnePicture(picture=picture, size=16, mean=(0.5,) * 3,
+                                            std=(0.5,) * 3), "data.style": picture,
+                    "data.size": 16}
+        if isinstance(experiment.task, PaintedImage):
+            changes["batch_size"] = 1
     elif isinstance(experiment.data, MovingDigits):
         changes |= {"data.data": Digits(size=8, channels=1), "data.videos": 20, "data.size": 8,
                     "data.frames": 5, "task.model.channels": (2,)}

@@ -63,6 +63,8 @@ def test_the_loss_is_the_sum_of_its_parts() -> None:
     rough = sum(np.square(np.diff(x, axis=i)).mean() for i in (1, 2))
     np.testing.assert_allclose(found["content"].value(), content, rtol=1e-4)
     np.testing.assert_allclose(found["style"].value(), style, rtol=1e-4)
+    unpainted = sum(apart(gram(of_p[n]), gram(of_a[n]))[0] for n in ("conv1", "norm2")) / 2
+    np.testing.assert_allclose(found["unpainted"].value(), unpainted, rtol=1e-4)
     np.testing.assert_allclose(found["loss"].value(), content + 5 * style + 0.3 * rough, rtol=1e-4)
     assert list(state.params) == ["image"] and list(state.frozen) == ["features"]
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from jaxdl.config import Size
 from jaxdl.data.images import Images, decode
 from jaxdl.data.photographs import scikit_image, wallpaper
-from jaxdl.data.source import Batch, Source, StandIn
+from jaxdl.data.source import Batch, Source, StandIn, Transform
 from jaxdl.errors import DataMissing, UserError
 
 Array = jax.Array
@@ -67,10 +67,12 @@ class Beside:
     Attributes:
       inner: the source.
       style: [H, W, C], as the source's images are stored.
+      transforms: those of `inner`.
     """
 
     inner: Any
     style: np.ndarray
+    transforms: tuple[Transform, ...] = ()
 
     @property
     def size(self) -> int:
@@ -80,10 +82,6 @@ class Beside:
     def arrays(self) -> Mapping[str, Any] | None:
         return self.inner.arrays
 
-    @property
-    def transforms(self) -> Any:
-        return getattr(self.inner, "transforms", ())
-
     def index(self, seed: int, position: int, batch_size: int) -> np.ndarray:
         return self.inner.index(seed, position, batch_size)
 
@@ -92,7 +90,7 @@ class Beside:
 
     def transform(self, batch: Batch, key: Array) -> Batch:
         """The style is normalised as the images are, and not augmented."""
-        found = self.inner.transform(batch, key)
+        found = replace(self.inner, transforms=self.transforms).transform(batch, key)
         many = jnp.broadcast_to(jnp.asarray(self.style), (len(batch["index"]), *self.style.shape))
         plain = {**batch, "image": many}
         for transform in self.transforms[-1:]:
@@ -121,7 +119,9 @@ class WithStyle:
         picture(self.style, self.size)
 
     def open(self, split: str) -> Source:
-        return Beside(inner=self.data.open(split), style=picture(self.style, self.size))
+        inner: Any = self.data.open(split)
+        return Beside(inner=inner, style=picture(self.style, self.size),
+                      transforms=inner.transforms)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256(f"{self.data.fingerprint()} {self.size}".encode())

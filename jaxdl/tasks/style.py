@@ -68,7 +68,7 @@ class Style(LossTask):
 
     where p is the content, a the style, x the result, F a layer's map and G its Gram matrix: Gatys
     et al. (2016), https://doi.org/10.1109/CVPR.2016.265, section 2, except that each layer is
-    measured against its own size.
+    measured against its own size. "unpainted" is what "style", the second mean, is for the content.
 
     A batch has "image" (p) and "style" (a), [B, H, W, 3], normalised as the features' network
     expects, one style for all, and "mask" [B]. The network lies among the parameters as "features"
@@ -111,14 +111,16 @@ class Style(LossTask):
         of_x, of_p, of_a = (activations(self.features, network, y, layers)
                             for y in (x, image, batch["style"][:1]))
         content = sum(apart(of_x[n], of_p[n]) for n in self.content_layers)
-        style = sum(apart(gram(of_x[n]), gram(of_a[n])) for n in self.style_layers)
-        content, style = content / len(self.content_layers), style / len(self.style_layers)
+        style, unpainted = (
+            jnp.asarray(sum(apart(gram(y[n]), gram(of_a[n])) for n in self.style_layers))
+            / len(self.style_layers) for y in (of_x, of_p))
+        content = content / len(self.content_layers)
         rough = sum(jnp.square(jnp.diff(x, axis=axis)).mean((1, 2, 3)) for axis in (1, 2))
         total = content + self.style_weight * style + self.smoothness * rough
         mask = batch["mask"]
         return Mean.of(jnp.asarray(total), mask), Aux(mutable=mutable, metrics={
             "content": Mean.of(jnp.asarray(content), mask),
-            "style": Mean.of(jnp.asarray(style), mask)})
+            "style": Mean.of(style, mask), "unpainted": Mean.of(unpainted, mask)})
 
     def fresh(self, batch: Batch, key: Array) -> dict[str, Any]:
         """Parameters beside those of the network."""
