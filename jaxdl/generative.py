@@ -30,6 +30,7 @@ Array = jax.Array
 
 SHOWN = 64  # samples on the report
 ROWS, COLUMNS = 6, 8  # of interpolations
+VISIBLE = 64  # pixels of a side, which smaller images are enlarged to about
 
 
 def pixels(image: Any, source: Source) -> Any:
@@ -85,10 +86,11 @@ def grid(images: np.ndarray, columns: int) -> np.ndarray:
 
 
 def save(path: Path, images: np.ndarray, columns: int) -> None:
-    """Writes a grid as a PNG."""
+    """Writes a grid as a PNG. Images of few pixels are enlarged, each pixel to a square."""
     from PIL import Image
 
-    sheet = grid(images, columns)
+    times = max(1, VISIBLE // min(images.shape[1:3]))
+    sheet = grid(images.repeat(times, 1).repeat(times, 2), columns)
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet).save(path)
 

@@ -164,7 +164,7 @@ def config():
         names = sorted(p.name for p in (run / folder).iterdir())
         assert names == ["samples_0000004.png", "samples_0000006.png"]
     with Image.open(run / "samples" / names[0]) as image:
-        assert image.size == (8 * 9 - 1, 2 * 9 - 1)
+        assert image.size == (8 * 65 - 1, 2 * 65 - 1)
     said = capsys.readouterr().out
     for name in ("frechet_distance", "precision", "recall", "classes", "balance", "pixel_mean"):
         assert name in said
