@@ -17,7 +17,7 @@ from jaxdl.checks.subject import NO_LOSS, Finding, Subject
 from jaxdl.checks.training import learning_rate_range
 from jaxdl.data.digits import Digits
 from jaxdl.data.poisson import Poisson
-from jaxdl.data.source import Records, Source, permutation
+from jaxdl.data.source import Arrays, Records, Source, permutation
 from jaxdl.data.tabular import Table
 from jaxdl.models.mixer import Mixer
 from jaxdl.models.mlp import MLP
@@ -165,6 +165,23 @@ def test_an_epoch_of_whole_batches() -> None:
     found = {n: f for n, f, _ in check.examine(experiment, only=("order",))}
     assert (found["order"].verdict, found["order"].measured) == (
         "pass", "1,438 examples, each once")
+
+
+@pytest.mark.parametrize(("each", "verdict"), [(48, "warn"), (8, "FAIL")])
+def test_repetitions_are_told_and_many_are_a_fault(
+        monkeypatch: pytest.MonkeyPatch, each: int, verdict: str) -> None:
+    """The first example of the epoch, again in place of one of `each`."""
+    index = Arrays.index
+
+    def repeated(self: Arrays, seed: int, position: int, batch_size: int) -> np.ndarray:
+        ids = index(self, seed, position, batch_size).copy()
+        ids[(position + np.arange(len(ids))) % each == 5] = index(self, seed, 0, 1)
+        return ids
+
+    monkeypatch.setattr(Arrays, "index", repeated)
+    found = {n: f for n, f, _ in check.examine(plants.digits(), only=("order",))}["order"]
+    assert found.verdict == verdict
+    assert found.measured.endswith("of 1,438 examples of an epoch are repetitions")
 
 
 def test_a_model_may_say_that_a_check_does_not_apply(monkeypatch: pytest.MonkeyPatch) -> None:
