@@ -124,6 +124,7 @@ class Experiment:
 
     def transformations(self) -> Any:
         """The optimizer(s) as Optax transformations: the `tx` of `Task.init` and `Task.step`."""
+        updates = getattr(self.task, "updates_per_step", lambda name: 1)
         if isinstance(self.optimizer, Mapping):
-            return {name: o.build(self.steps) for name, o in self.optimizer.items()}
-        return self.optimizer.build(self.steps)
+            return {n: o.build(self.steps * updates(n)) for n, o in self.optimizer.items()}
+        return self.optimizer.build(self.steps * updates(""))

@@ -184,9 +184,8 @@ class Optimizer:
 
     def build(self, steps: int) -> optax.GradientTransformation:
         """The whole update, for a run of `steps`."""
-        parts = []
-        if self.clip is not None:
-            parts.append(optax.clip_by_global_norm(self.clip))  # type: ignore[arg-type]
+        clip: Any = self.clip
+        parts = [] if clip is None else [optax.clip_by_global_norm(clip)]
         if self.l2 is not None:
             parts.append(self._add_parameters(self.l2))
         parts.append(self.direction())

@@ -68,7 +68,11 @@ Metrics = Mapping[str, Mean | Array]  # a Mean is averaged over steps; of a scal
 
 class Task(Protocol[S]):
     """What is learned. S is a dataclass and a pytree of arrays, with `.step` and `.seen` (examples
-    trained on)."""
+    trained on).
+
+    A task whose step updates by an optimizer more than once has a method `updates_per_step(name)`,
+    the number of times for the optimizer of that name ("" where there is one), so that schedules
+    end where the run does."""
 
     def init(self, key: Array, batch: Batch, tx: Any) -> S:
         """The state before the first step. Only shapes and types of `batch` matter."""

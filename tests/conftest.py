@@ -14,7 +14,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # The programs of tests are small: to optimise them takes longer than to run them as they are. And
 # eight virtual devices may wait long for each other where few processors do other work besides: the
 # process is aborted after 40 seconds of that, unless told otherwise.
-FLAGS = ["--xla_backend_optimization_level=1", "--xla_llvm_disable_expensive_passes=true",
+FLAGS = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true",
          "--xla_cpu_parallel_codegen_split_count=1",
          "--xla_cpu_collective_call_terminate_timeout_seconds=300"]
 if version("jaxlib") < "0.11":  # A third less to compile; later versions end at the name.

@@ -15,8 +15,11 @@ import optax
 import pytest
 
 from jaxdl import cli, config
+from jaxdl.data.digits import Digits
 from jaxdl.errors import UserError
+from jaxdl.experiment import Experiment
 from jaxdl.models.dcgan import Discriminator, Generator, spectral
+from jaxdl.optimizer import SGD, Linear
 from jaxdl.tasks.gan import GAN, discriminator_losses, generator_losses
 from jaxdl.train import Program
 
@@ -157,6 +160,22 @@ def test_critic_steps_take_parts_of_the_batch_and_an_average_follows() -> None:
     chex.assert_shape(drawn, (3, 8, 8, 1))
     with pytest.raises(UserError, match=r"task.critic_steps=4 does not divide the batch of 6"):
         stepped(dataclasses.replace(task, critic_steps=4))
+
+
+def test_the_schedule_of_a_critic_ends_with_the_run() -> None:
+    rate = Linear(peak=1., end=0.)
+    experiment = Experiment(task=dataclasses.replace(PLAIN, critic_steps=3), data=Digits(),
+                            optimizer=dict.fromkeys(TX, SGD(learning_rate=rate)), steps=10,
+                            batch_size=6)
+    for name, updates in (("generator", 10), ("discriminator", 30)):
+        tx = experiment.transformations()[name]
+
+        def moved(state: Any, _: Any, tx: Any = tx) -> tuple[Any, Any]:
+            update, state = tx.update(jnp.ones(()), state, jnp.ones(()))
+            return state, -update
+
+        _, rates = jax.lax.scan(moved, tx.init(jnp.ones(())), length=updates)
+        np.testing.assert_allclose(rates, 1 - np.arange(updates) / updates, rtol=1e-5)
 
 
 def test_conditional_networks_are_told_the_class() -> None:

@@ -115,6 +115,10 @@ class Adversarial:
         """(mean, updated collections of the generator, metrics) in training."""
         raise TypeError(f"{type(self).__name__} must define generator_loss().")
 
+    def updates_per_step(self, name: str) -> int:
+        """Of the optimizer of a player."""
+        return self.critic_steps if name == DISCRIMINATOR else 1
+
     def init(self, key: Array, batch: Batch, tx: Mapping[str, Any]) -> GANState:
         names = GENERATOR, DISCRIMINATOR
         if not isinstance(tx, Mapping) or tx.keys() != set(names):
