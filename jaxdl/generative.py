@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdl.compiled import compiled
 from jaxdl.config import Between, Size
 from jaxdl.data.source import Source, transformed
 from jaxdl.data.transforms import Normalise, to_float
@@ -93,19 +94,6 @@ def save(path: Path, images: np.ndarray, columns: int) -> None:
     sheet = grid(images.repeat(times, 1).repeat(times, 2), columns)
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(sheet[..., 0] if sheet.shape[-1] == 1 else sheet).save(path)
-
-
-def compiled(context: Context, name: str, task: Any,
-             call: Callable[[Any, Any, Array], Array]) -> Callable[[Any, Array], Array]:
-    """call(task, state, key), compiled once for an evaluator, for each trial of a sweep too."""
-    key = (context.name, name)
-    if key not in context.compiled:
-        def run(state: Any, knobs: Any, key: Array) -> Array:
-            bound: Any = task if context.bound is None else context.bound(knobs)
-            return call(bound, state, key)
-
-        context.compiled[key] = jax.jit(run, out_shardings=context.devices.replicated)
-    return lambda state, key: context.compiled[context.name, name](state, context.knobs, key)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,7 @@ from jaxdl.data.text import Lines, LongText, TextFile
 from jaxdl.data.tokenizers import Characters, Words
 from jaxdl.data.two_digits import TwoDigits
 from jaxdl.data.two_domains import TwoDomains
+from jaxdl.envs.grid_world import GridWorld
 from jaxdl.experiment import Best, Experiment, InitFrom, Mesh
 from jaxdl.generative import SampleQuality, Samples
 from jaxdl.models.cnn import CNN
@@ -51,6 +52,7 @@ from jaxdl.tasks.gan import GAN
 from jaxdl.tasks.image_translation import CycleGAN, Pix2Pix, Translated
 from jaxdl.tasks.lora import LoRA
 from jaxdl.tasks.pixels import Pixels
+from jaxdl.tasks.ppo import PPO
 from jaxdl.tasks.style import PaintedImage, StyleNetwork
 from jaxdl.tasks.vae import VAE
 from jaxdl.tasks.vq_vae import VQVAE, CodePrior
@@ -94,10 +96,10 @@ def test_its_docstring_says_command_and_expectation(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert f"python launch.py --experiment={path.stem}" in text
     first = text.splitlines()[0]
-    assert re.search(r"\d (%|nats|BLEU|ROUGE|bits|dB)|(MASE|BLEU|error) (of )?\d|Frechet distance"
-                     "|in %", first)
-    assert re.search("accuracy|nats|MASE|BLEU|exact answers|ROUGE|frechet|PSNR|error|bits|style",
-                     text)
+    assert re.search(r"\d (%|nats|BLEU|ROUGE|bits|dB|of \d)|(MASE|BLEU|error) (of )?\d|"
+                     "Frechet distance|in %", first)
+    assert re.search("accuracy|nats|MASE|BLEU|exact answers|ROUGE|frechet|PSNR|error|bits|style|"
+                     "return", text)
     assert len(path.read_text().splitlines()) <= 80
 
 
@@ -148,6 +150,7 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         Diffusion: {"model.channels": (8, 8), "model.attention": 2, "sample_steps": 2},
         GAN: players, Pix2Pix: players, CycleGAN: players, PaintedImage: seen,
         StyleNetwork: {**seen, "model.channels": (2, 2), "model.blocks": 1},
+        PPO: {"env": GridWorld(limit=4), "model.outputs": 4, "horizon": 4},
     }.get(type(experiment.task), {})
     changes |= {f"task.{name}": value for name, value in sizes.items()}
     kept = {name: e for name, e in experiment.evals.items()

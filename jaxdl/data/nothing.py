@@ -1,0 +1,44 @@
+"""No data: for what is learned from what it does itself, as in reinforcement learning."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from jaxdl.data.source import Batch, Source, StandIn
+
+LAST = 1 << 31  # ids begin anew after so many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Empty:
+    """A source of batches without anything in them but "index" and "mask"."""
+
+    size: int = LAST - 1
+    arrays: None = None
+
+    def index(self, seed: int, position: int, batch_size: int) -> np.ndarray:
+        """The positions themselves."""
+        return ((position + np.arange(batch_size)) % LAST).astype(np.int32)
+
+    def read(self, index: np.ndarray) -> Batch:
+        return {}
+
+    def transform(self, batch: Batch, key: jax.Array) -> Batch:
+        return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nothing:
+    """The data of a task that makes its own. `batch_size` is then how many environments there are.
+    """
+
+    stand_in: StandIn | None = None
+
+    def prepare(self) -> None: ...
+
+    def open(self, split: str) -> Source:
+        return Empty()
+
+    def fingerprint(self) -> str:
+        return "nothing"

@@ -1,0 +1,115 @@
+"""Environments as pure functions: what acts in them, and what they answer.
+
+An environment is a frozen dataclass, a leaf of an experiment. Its functions are of one environment;
+a task maps them over many. All that changes is in its state, a pytree of arrays, so it is
+checkpointed, resumed and swept as parameters are.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+class Discrete(NamedTuple):
+    """Actions 0 ... count - 1."""
+
+    count: int
+
+
+class Box(NamedTuple):
+    """Actions [size], real numbers between `low` and `high`."""
+
+    size: int
+    low: float
+    high: float
+
+
+class Step(NamedTuple):
+    """What an environment answers to an action.
+
+    Attributes:
+      observation: after the action, also where the episode has ended.
+      reward: float32.
+      terminated: whether the episode has come to its end, after which there is no reward.
+      truncated: whether it was cut off, for its length; what would have come still counts.
+    """
+
+    observation: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+
+
+class Environment(Protocol):
+    """One environment."""
+
+    def actions(self) -> Discrete | Box:
+        """Which there are."""
+        ...
+
+    def shape(self) -> tuple[int, ...]:
+        """Of an observation, float32."""
+        ...
+
+    def reset(self, key: Array) -> tuple[Any, Array]:
+        """(state, observation) of a new episode."""
+        ...
+
+    def step(self, key: Array, state: Any, action: Array) -> tuple[Any, Step]:
+        """(next state, answer). After an episode has ended it must be reset."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Playing:
+    """Many environments at once, each in an episode.
+
+    Attributes:
+      states: of the environments, [N, ...].
+      observation: [N, ...].
+      total: the rewards of each episode so far, [N].
+      length: its steps so far, int32 [N].
+    """
+
+    states: Any
+    observation: Array
+    total: Array
+    length: Array
+
+
+class Ended(NamedTuple):
+    """The episodes that an action has ended: where `ended` is set, their return and length."""
+
+    ended: Array
+    total: Array
+    length: Array
+
+
+def begin(env: Environment, keys: Array) -> Playing:
+    """An environment for each key [N]."""
+    states, observation = jax.vmap(env.reset)(keys)
+    zeros = jnp.zeros(len(keys))
+    return Playing(states, observation, zeros, zeros.astype(jnp.int32))
+
+
+def advance(env: Environment, keys: Array, playing: Playing,
+            action: Array) -> tuple[Playing, Step, Ended]:
+    """(what goes on, answers, episodes that have ended) after an action in each environment. An
+    episode that has ended is followed by another one; the answer is still that of the old."""
+    def one(key: Array, state: Any, action: Array) -> tuple[Any, Array, Step]:
+        state, step = env.step(key, state, action)
+        fresh, first = env.reset(jax.random.fold_in(key, 1))
+        over = step.terminated | step.truncated
+        state = jax.tree.map(lambda a, b: jnp.where(over, a, b), fresh, state)
+        return state, jnp.where(over, first, step.observation), step
+
+    states, observation, step = jax.vmap(one)(keys, playing.states, action)
+    over = step.terminated | step.truncated
+    total, length = playing.total + step.reward, playing.length + 1
+    return (Playing(states, observation, jnp.where(over, 0, total), jnp.where(over, 0, length)),
+            step, Ended(over, total, length))

@@ -1,0 +1,97 @@
+"""Distributions over actions, out of what a network says."""
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from jaxdl.envs.environment import Box, Discrete
+
+Array = jax.Array
+
+
+class Policy(Protocol):
+    """How actions follow from what a network says [..., outputs]."""
+
+    @property
+    def outputs(self) -> int: ...
+
+    def sample(self, said: Array, key: Array) -> Array:
+        """An action of one environment, from `said` [outputs]."""
+        ...
+
+    def mode(self, said: Array) -> Array:
+        """The likeliest action."""
+        ...
+
+    def log_probability(self, said: Array, action: Array) -> Array:
+        """Of an action: [...]. Of real numbers it is that of their density."""
+        ...
+
+    def entropy(self, said: Array) -> Array:
+        """In nats: [...]."""
+        ...
+
+    def bounded(self, action: Array) -> Array:
+        """What the environment is given."""
+        ...
+
+
+class Categorical:
+    """Actions 0 ... count - 1, from logits."""
+
+    def __init__(self, count: int) -> None:
+        self.outputs = count
+
+    def sample(self, said: Array, key: Array) -> Array:
+        return jax.random.categorical(key, said)
+
+    def mode(self, said: Array) -> Array:
+        return said.argmax(-1)
+
+    def log_probability(self, said: Array, action: Array) -> Array:
+        return jnp.take_along_axis(jax.nn.log_softmax(said), action[..., None], -1)[..., 0]
+
+    def entropy(self, said: Array) -> Array:
+        logs = jax.nn.log_softmax(said)
+        return -(jnp.exp(logs) * logs).sum(-1)
+
+    def bounded(self, action: Array) -> Array:
+        return action
+
+
+class Gaussian:
+    """Real numbers, each normal by itself: means, then logarithms of deviations. An action is in
+    units of half the range, 0 in its middle; the environment is given what lies within."""
+
+    def __init__(self, box: Box) -> None:
+        self.box, self.outputs = box, 2 * box.size
+
+    def _parts(self, said: Array) -> tuple[Array, Array]:
+        mean, log_deviation = jnp.split(said, 2, -1)
+        return mean, jnp.clip(log_deviation, -5, 2)
+
+    def sample(self, said: Array, key: Array) -> Array:
+        mean, log_deviation = self._parts(said)
+        return mean + jnp.exp(log_deviation) * jax.random.normal(key, mean.shape)
+
+    def mode(self, said: Array) -> Array:
+        return self._parts(said)[0]
+
+    def log_probability(self, said: Array, action: Array) -> Array:
+        mean, log_deviation = self._parts(said)
+        z = (action - mean) * jnp.exp(-log_deviation)
+        return -(0.5 * z ** 2 + log_deviation + 0.5 * jnp.log(2 * jnp.pi)).sum(-1)
+
+    def entropy(self, said: Array) -> Array:
+        _, log_deviation = self._parts(said)
+        return (log_deviation + 0.5 * jnp.log(2 * jnp.pi * jnp.e)).sum(-1)
+
+    def bounded(self, action: Array) -> Array:
+        middle, half = (self.box.high + self.box.low) / 2, (self.box.high - self.box.low) / 2
+        return middle + half * jnp.clip(action, -1, 1)
+
+
+def policy(actions: Discrete | Box) -> Policy:
+    """That of a kind of actions."""
+    return Categorical(actions.count) if isinstance(actions, Discrete) else Gaussian(actions)
