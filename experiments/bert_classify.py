@@ -27,12 +27,13 @@ def config() -> Experiment:
     return Experiment(
         task=SequenceClassification(model=Bert(
             vocabulary=20_001, layers=4, width=128, heads=4, block=256, types=0,
-            positions="rotary", norm_after=False, output="class", pool="mean", dropout=0.1)),
+            positions="rotary", norm_after=False, output="class", pool="mean", dropout=0.1),
+            ema=0.98),
         data=MovieReviews(tokenizer=Saved(path="runs/bert_small"), block=256, keep="both"),
         optimizer=AdamW(learning_rate=Cosine(peak=5e-4, warmup=0.1), weight_decay=0.01, clip=1.),
         init_from=READ,
-        evals={"test": ClassificationReport(split="test", every=310, batch_size=250)},
-        steps=310, batch_size=64, log_every=31,  # one epoch
+        evals={"test": ClassificationReport(split="test", every=620, batch_size=250)},
+        steps=620, batch_size=32, log_every=31,  # one epoch
     )
 
 

@@ -43,6 +43,49 @@ def pixels(image: Any, source: Source) -> Any:
     return jnp.clip(image, 0, 1)
 
 
+def same_shape(found: Array, image: Array, what: str) -> None:
+    """Raises a UserError where images [B, H, W, C] that `what` makes are not as the data's."""
+    if found.shape != image.shape:
+        raise UserError(f"{what}: makes images {found.shape[1:]}, and the data has "
+                        f"{image.shape[1:]}; set its size and image_channels.")
+
+
+def turns(model: Any, count: int) -> Array | None:
+    """Labels of `count` samples, each class in turn; None of a network without classes."""
+    classes = getattr(model, "classes", None)
+    return None if classes is None else jnp.arange(count) % classes
+
+
+def check_labels(conditional: bool, models: Mapping[str, Any]) -> None:
+    """Raises a UserError unless all networks have classes, or none where none is told the label."""
+    for name, model in models.items():
+        classes = getattr(model, "classes", None)
+        if conditional != (classes is not None):
+            raise UserError(f"task.conditional={conditional}: {name}.classes={classes}; expected "
+                            f"{'a number' if conditional else 'None'}.")
+
+
+def check_pixels(data: Any) -> None:
+    """Raises a UserError where the data is normalised, of a task that needs values in [0, 1]."""
+    for name, plain in (("mean", 0.), ("std", 1.)):
+        if any(value != plain for value in getattr(data, name, ())):
+            raise UserError(f"data.{name}={getattr(data, name)}: this task needs pixels in [0, 1]: "
+                            f"({plain},).")
+
+
+def check_draws(evaluator: str, task: Any) -> None:
+    """Raises a UserError where a task has no samples."""
+    if not hasattr(task, "sample"):
+        raise UserError(f"{evaluator}: {type(task).__name__} does not draw samples.")
+
+
+def check_classifier(evaluator: str, folder: str) -> None:
+    """Raises a UserError where there is no run directory."""
+    if not (Path(folder).expanduser() / "config.json").is_file():
+        raise UserError(f"{evaluator}: classifier={folder}: no run directory; train it: python "
+                        f"launch.py --experiment={Path(folder).name} --workdir={folder}")
+
+
 def drawn(task: Any, state: Any, material: Material) -> Images:
     """Samples, for the report."""
     images = jax.jit(lambda state: task.sample(state, jax.random.key(material.seed), SHOWN))(state)
@@ -113,6 +156,10 @@ class Samples:
     count: Size = 64
     split: str = "test"
 
+    def check(self, experiment: Any) -> None:
+        """Raises a UserError where the task does not draw."""
+        check_draws("Samples", experiment.task)
+
     def __call__(self, task: Any, state: Any, context: Context) -> Mapping[str, float]:
         source, key = context.source(self.split), jax.random.key(0)
         sample = compiled(context, "sample", task, lambda task, state, key: task.sample(
@@ -162,12 +209,9 @@ class SampleQuality:
     batch_size: Size = 250
 
     def check(self, experiment: Any) -> None:
-        """Raises a UserError where the classifier is missing."""
-        if not (Path(self.classifier).expanduser() / "config.json").is_file():
-            name = Path(self.classifier).name
-            raise UserError(f"SampleQuality: classifier={self.classifier}: no run directory; "
-                            f"train it: python launch.py --experiment={name} "
-                            f"--workdir={self.classifier}")
+        """Raises a UserError where the task does not draw or the classifier is missing."""
+        check_draws(type(self).__name__, experiment.task)
+        check_classifier(type(self).__name__, self.classifier)
 
     def __call__(self, task: Any, state: Any, context: Context) -> Mapping[str, float]:
         source = context.source(self.split)

@@ -70,9 +70,10 @@ class Task(Protocol[S]):
     """What is learned. S is a dataclass and a pytree of arrays, with `.step` and `.seen` (examples
     trained on).
 
-    A task whose step updates by an optimizer more than once has a method `updates_per_step(name)`,
-    the number of times for the optimizer of that name ("" where there is one), so that schedules
-    end where the run does."""
+    It may have two methods more: `check(experiment)` raises a UserError where the rest of the
+    experiment does not suit it, and of a task whose step updates by an optimizer more than once
+    `updates_per_step(name)` is how often, for the optimizer of that name ("" where there is one),
+    so that schedules end where the run does."""
 
     def init(self, key: Array, batch: Batch, tx: Any) -> S:
         """The state before the first step. Only shapes and types of `batch` matter."""

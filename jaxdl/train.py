@@ -707,8 +707,8 @@ def validate(experiment: Experiment, devices: parallel.Devices) -> None:
         raise UserError(f"best.metric={metric}: expected EVALUATOR/METRIC, with one of evals: "
                         f"{', '.join(experiment.evals) or 'none'}."
                         f"{nearest(metric.split('/')[0], experiment.evals)}")
-    for evaluator in experiment.evals.values():
-        getattr(evaluator, "check", lambda experiment: None)(experiment)
+    for part in (experiment.task, *experiment.evals.values()):
+        getattr(part, "check", lambda experiment: None)(experiment)
 
 
 def kept_files(experiment: Experiment) -> Mapping[str, bytes]:

@@ -105,7 +105,32 @@ def test_codes_are_the_nearest_vectors_and_gradients_pass_straight_through() -> 
     np.testing.assert_allclose(gradient["codebook"], own, rtol=1e-4, atol=1e-7)
 
 
+def test_the_codes_in_use_are_counted_whatever_the_accumulation() -> None:
+    whole = dataclasses.replace(VQ, codes=8)
+    batch = {**BATCH, "mask": jnp.ones(4)}
+    state = state_of(whole, batch)
+    code = np.asarray(jax.jit(lambda s: whole.whole().apply(
+        whole.variables(s), batch["image"], method="code"))(state))
+
+    def perplexity(code: Any) -> float:
+        share = np.bincount(code.ravel()) / code.size
+        return float(np.exp(-(share[share > 0] * np.log(share[share > 0])).sum()))
+
+    for parts, expected in ((1, [code]), (2, [code[::2], code[1::2]])):
+        task = dataclasses.replace(whole, accumulate=parts)
+        tx = optax.sgd(0.)
+        metrics = jax.jit(lambda s, task=task, tx=tx: task.step(s, batch, tx)[1])(
+            dataclasses.replace(state, opt_state=tx.init(state.params)))
+        assert metrics["codes"].value() == pytest.approx(
+            np.mean([perplexity(x) for x in expected]), rel=1e-4)
+
+
 def test_mistakes() -> None:
+    for task in (VQ, Autoencoder(encoder=Encoder(features=3), decoder=Decoder(size=8))):
+        wrong = dataclasses.replace(task, decoder=Decoder(size=8, channels=(4,)))
+        with pytest.raises(UserError, match=r"task.decoder: makes images \(\d+, \d+, 1\), and the "
+                                            r"data has \(8, 8, 2\); set its size and image_c"):
+            state_of(wrong, BATCH)
     flat = dataclasses.replace(VQ, encoder=Encoder(features=4, channels=(4, 6)))
     with pytest.raises(UserError, match=r"task.encoder: returns 1 dimensions"):
         state_of(flat, BATCH)

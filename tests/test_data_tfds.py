@@ -166,6 +166,9 @@ def test_one_line_for_each_mistake(tmp_path: Path) -> None:
         "Tfds: image='caption' of shapes/1.0.0 is not an image of integers.")
     assert message(Tfds(name="shapes", image="picture", label="caption")) == (
         "Tfds: label='caption' of shapes/1.0.0 is not a class.")
+    source = Tfds(name="shapes", image="picture", label=None).open("test")
+    batch = source.read(np.arange(source.size))
+    assert batch["label"].tolist() == [-1] * 5 and batch["image"].shape == (5, 12, 16, 3)
     for split in ("tset", "train[:x%]", "train[:200]"):
         assert message(shapes(), split) == (
             f"Tfds: no split {split!r} in shapes/1.0.0, only 'train', 'test' and their parts, "

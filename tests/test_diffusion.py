@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,6 +137,26 @@ def test_a_fresh_network_has_the_loss_that_is_told(objective: Any) -> None:
     assert found == pytest.approx(float(task.initial_loss(batch)), rel=0.03)
 
 
+class Exact(nn.Module):
+    """The noise in images whose pixels are normal by themselves, with deviation 0.5."""
+
+    @nn.compact
+    def __call__(self, x: Any, level: Any, label: Any, train: bool) -> Any:
+        self.param("nothing", nn.initializers.zeros, (1,))
+        s = jnp.exp(4 * level)[:, None, None, None]
+        return s * x * jnp.sqrt(1 + s ** 2) / (0.25 + s ** 2)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+@pytest.mark.parametrize("sampler", ["heun", "ddim", "ddpm"])
+def test_samples_of_ddpm_have_the_deviation_of_the_data(schedule: Any, sampler: Any) -> None:
+    task = Diffusion(model=Exact(), shape=(4, 4, 1), objective="ddpm", schedule=schedule,
+                     sampler=sampler, sample_steps=40)
+    state = state_of(task, {**BATCH, "image": jnp.zeros((4, 4, 4, 1))})
+    found = jax.jit(lambda s: task.sample(s, KEY, 500))(state)
+    assert float(found.std()) == pytest.approx(0.5, abs=0.08)
+
+
 def test_a_conditional_network_learns_and_is_guided() -> None:
     """Three classes, each of one pattern: samples and what lies between them have their class's."""
     task = Diffusion(model=UNet(channels=(16,), blocks=1, patch=2, attention=None, classes=3),
@@ -158,6 +179,32 @@ def test_a_conditional_network_learns_and_is_guided() -> None:
         np.testing.assert_array_equal(errors.argmin(-1), of)
         assert errors.min(-1).max() < 0.6  # to another pattern it is one at least
     assert config.from_json(config.to_json(task)) == task
+
+
+def test_the_network_is_told_the_level_and_at_times_no_label() -> None:
+    model = UNet(channels=(8,), blocks=1, patch=2, attention=None, classes=3)
+    task = dataclasses.replace(TASK, model=model, conditional=True, label_dropout=1.)
+    batch = {**BATCH, "label": jnp.arange(4) % 3}
+    tx = optax.sgd(1.)
+    state = jax.jit(lambda: task.init(KEY, batch, tx))()
+    params = jax.tree.map(lambda x: x + 0.1, state.params)  # The last kernel begins as zero.
+    before = dataclasses.replace(state, params=params)
+    after = jax.jit(lambda s: task.step(s, batch, tx)[0])(before)
+    moved = after.params["label"]["embedding"] != params["label"]["embedding"]
+    assert moved.any(1).tolist() == [False, False, False, True]  # "no label" is the last one
+
+    drawn = jax.jit(lambda level: model.apply({"params": params}, BATCH["image"][:1], level,
+                                              jnp.zeros(1, int), False))
+    assert float(jnp.abs(drawn(jnp.full(1, 0.1)) - drawn(jnp.full(1, 0.5))).max()) > 1e-3
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"guidance": 2.}, "task.guidance: needs task.conditional=True"),
+    ({"conditional": True}, r"task.conditional=True: task.model.classes=None; expected a number"),
+    ({"conditional": True, "guidance": 1., "model": UNet(classes=3)}, "and a task.label_dropout")])
+def test_labels_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(TASK, **changes).check(None)
 
 
 def test_what_is_masked_and_where_an_example_lies_change_nothing() -> None:

@@ -1,5 +1,6 @@
 """Grids of samples, and distances between them and the data, against what is known of them."""
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,19 +11,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdl import cli, generative
+from jaxdl import cli, generative, parallel
 from jaxdl.data.digits import Digits
 from jaxdl.data.source import Arrays
 from jaxdl.errors import UserError
 from jaxdl.generative import (
     SampleQuality,
+    Samples,
     balance,
+    check_classifier,
     frechet_distance,
     grid,
     path_between,
     pixels,
     precision_recall,
+    turns,
 )
+from jaxdl.models.pixel_cnn import PixelCNN
+from jaxdl.tasks.pixels import Pixels
+from jaxdl.tasks.vae import ImportanceWeighted
+from jaxdl.train import validate
 from tests import tiny
 
 RANDOM = np.random.default_rng(0)
@@ -128,7 +136,24 @@ def test_test_images_are_of_all_classes_whatever_their_order(
 
 def test_a_missing_classifier_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"classifier=.*/no: no run directory; train it: python"):
-        SampleQuality(classifier=str(tmp_path / "no")).check(tiny.plain())
+        check_classifier("SampleQuality", str(tmp_path / "no"))
+
+
+def test_what_does_not_suit_is_told_before_the_run() -> None:
+    for evaluator in (Samples(), SampleQuality(classifier="no")):
+        with pytest.raises(UserError, match=r"Samp\w+: Classification does not draw samples"):
+            evaluator.check(tiny.plain())
+    with pytest.raises(UserError, match="ImportanceWeighted: Classification has no latent numbers"):
+        ImportanceWeighted().check(tiny.plain())
+    drawn = dataclasses.replace(
+        tiny.plain(), data=Digits(), steps=1, task=Pixels(model=PixelCNN(), shape=(8, 8, 1)))
+    with pytest.raises(UserError, match=r"data.mean=.*: this task needs pixels in \[0, 1\]: "
+                                        r"\(0.0,\)"):
+        validate(drawn, parallel.arrange(drawn.mesh))
+    with pytest.raises(UserError, match=r"task.conditional=False: task.model.classes=3; expected"):
+        dataclasses.replace(drawn.task, model=PixelCNN(classes=3)).check(drawn)
+    assert turns(PixelCNN(), 3) is None
+    np.testing.assert_array_equal(turns(PixelCNN(classes=2), 3), [0, 1, 0])
 
 
 def test_a_run_writes_its_samples_and_measures_them(

@@ -344,6 +344,18 @@ def test_colour_leaves_the_saturation_of_grey_images():
     chex.assert_trees_all_close(out, want.astype(np.float32), atol=1e-6)
 
 
+def test_pixels_are_drawn_with_their_intensity():
+    image = jnp.broadcast_to(jnp.array([0., 0.3, 1.])[:, None], (500, 3, 4))[..., None]
+    batch = {"image": image, "index": jnp.arange(500)}
+    keys = jax.random.split(jax.random.key(0), 500)
+    found = np.asarray(T.Binarise()(batch, keys)["image"])
+    assert set(found.ravel()) == {0., 1.}
+    np.testing.assert_allclose(found.mean((0, 2, 3)), [0, 0.3, 1], atol=0.03)
+    order = np.random.default_rng(0).permutation(500)
+    again = T.Binarise()({**batch, "image": image[order]}, keys[order])["image"]
+    np.testing.assert_array_equal(again, found[order])
+
+
 def test_rotation_is_counter_clockwise():
     image = example_batch(width=8)["image"][0]
     turned = jax.jit(T.affine)(image, angle=np.pi / 2)

@@ -47,7 +47,8 @@ class Tfds(Images):
       name: as in the catalogue: "NAME", "NAME/CONFIG" or "NAME:VERSION".
       directory: where TFDS keeps its data; by default $TFDS_DATA_DIR or ~/tensorflow_datasets.
       image: name of the feature that holds the image.
-      label: name of the feature that holds the class.
+      label: name of the feature that holds the class; None where there is none, and every label
+        is -1.
       train: what of TFDS the split "train" is, such as "train[:80%]".
       size: height and width: the shorter side is resized to it and the centre cropped; None keeps
         the images as they are, which must then be of one size.
@@ -56,7 +57,7 @@ class Tfds(Images):
     name: str
     directory: str | None = None
     image: str = "image"
-    label: str = "label"
+    label: str | None = "label"
     train: str = "train"
     size: Size | None = None
 
@@ -71,6 +72,8 @@ class Tfds(Images):
 
     @property
     def classes(self) -> int:
+        if self.label is None:
+            return 0
         features = _json(self._path(), "features.json")
         feature = features.get("featuresDict", {}).get("features", {}).get(self.label, {})
         if "classLabel" not in feature:
@@ -256,26 +259,29 @@ class Opened:
         return UserError(f"{file}: record {record} {what}; {_again(self.path)}")
 
 
-def encoded(path: Path, split: str, *, image: str = "image", label: str = "label",
+def encoded(path: Path, split: str, *, image: str = "image", label: str | None = "label",
             size: int | None = None, also: tuple[str, ...] = ()) -> Encoded:
     """The examples of a prepared data set.
 
     Args:
       path: the folder that `prepared` found.
       split: as in TFDS.
-      image, label: names of the features.
+      image, label: names of the features; without a label it is -1.
       size: as in `images.decode`.
       also: names of further features to read.
     """
     tfds, builder = _tfds(), described(path)
     features = builder.info.features
-    wanted = {"image": image, "label": label, **{name: name for name in also}}
+    wanted = {"image": image, **({} if label is None else {"label": label}),
+              **{name: name for name in also}}
     check_features(builder, wanted)
     kind = features[image]
     if not isinstance(kind, tfds.features.Image) or kind.np_dtype not in (np.uint8, np.uint16):
         raise UserError(f"Tfds: image={image!r} of {builder.info.full_name} is not an image of "
                         "integers.")
-    if features[label].shape != () or not np.issubdtype(features[label].np_dtype, np.integer):
+    of_label = None if label is None else features[label]
+    if of_label is not None and (of_label.shape != ()
+                                 or not np.issubdtype(of_label.np_dtype, np.integer)):
         raise UserError(f"Tfds: label={label!r} of {builder.info.full_name} is not a class.")
     height, width, channels = kind.shape
     if size is None and None in (height, width):
@@ -285,7 +291,7 @@ def encoded(path: Path, split: str, *, image: str = "image", label: str = "label
     told, wrong = opened.told, opened.wrong
     subset = tfds.features.FeaturesDict({name: features[name] for name in wanted.values()})
     raw = {image: tfds.decode.SkipDecoding()}
-    most = getattr(features[label], "num_classes", None) or 1 << 31
+    most = getattr(of_label, "num_classes", None) or 1 << 31
 
     def decode(ids: Sequence[int]) -> list[Example]:
         return [decode_one(i, record) for i, record in zip(ids, opened.read(ids), strict=True)]
@@ -299,9 +305,10 @@ def encoded(path: Path, split: str, *, image: str = "image", label: str = "label
         if size is None and pixels.shape[:2] != (height, width):
             raise wrong(i, f"holds an image of {pixels.shape[0]} x {pixels.shape[1]} pixels, "
                            f"expected {height} x {width}")
-        if not 0 <= example[label] < most:
-            raise wrong(i, f"has the label {example[label]}, expected 0 to {most - 1}")
-        return {"image": pixels, "label": np.asarray(example[label], np.int32),
+        kind = -1 if label is None else example[label]
+        if label is not None and not 0 <= kind < most:
+            raise wrong(i, f"has the label {kind}, expected 0 to {most - 1}")
+        return {"image": pixels, "label": np.asarray(kind, np.int32),
                 **{name: np.asarray(example[name]) for name in also}}
 
     def identity() -> str:

@@ -498,9 +498,11 @@ def shift_hue(image: Array, shift: Array) -> Array:
     value = image.max(-1)
     chroma = value - image.min(-1)
     divisor = jnp.where(chroma > 0, chroma, 1)
-    hue = jnp.where(  # in sixths of the circle
-        value == red, (green - blue) / divisor,
-        jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor))
+    # In sixths of the circle. Which is the largest is not asked by value == red: where the compiler
+    # computes red twice, it may be rounded in two ways.
+    hue = jnp.where(
+        (red >= green) & (red >= blue), (green - blue) / divisor,
+        jnp.where(green >= blue, 2 + (blue - red) / divisor, 4 + (red - green) / divisor))
     k = (jnp.array([5., 3., 1.], image.dtype) + hue[..., None] + 6 * shift) % 6
     ramp = jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
     return value[..., None] - chroma[..., None] * ramp

@@ -25,19 +25,23 @@ class Domains(OnHost):
 
     @property
     def size(self) -> int:
-        return len(self.first)
+        """Of the larger kind. In evaluation, where the ids are 0 ... size - 1, both are gone
+        through in order, and the smaller one begins again."""
+        return max(len(self.first), len(self.second))
 
     def index(self, seed: int, position: int, batch_size: int) -> np.ndarray:
-        """Each epoch visits every image of the first kind once, the second kind goes on by itself:
-        the id of images i and j is i + N * ((j - i) mod M)."""
+        """Each kind is gone through by itself, in an order of its own: the id of images i and j is
+        size + i + N * ((j - i) mod M)."""
         i = epoch_index(seed, position, batch_size, len(self.first)).astype(np.int64)
         j = epoch_index(seed + 1, position, batch_size, len(self.second)).astype(np.int64)
-        return (i + len(self.first) * ((j - i) % len(self.second))).astype(np.int32)
+        pair = i + len(self.first) * ((j - i) % len(self.second))
+        return (self.size + pair).astype(np.int32)
 
     def read(self, index: Any) -> Batch:
         index = np.asarray(index)
-        i = index % len(self.first)
-        j = (index // len(self.first) + i) % len(self.second)
+        pair = index - self.size
+        i = np.where(pair < 0, index, pair) % len(self.first)
+        j = np.where(pair < 0, index, pair // len(self.first) + i) % len(self.second)
         return {"image": self.first[i], "other": self.second[j]}
 
     def transform(self, batch: Batch, key: Any) -> Batch:
@@ -75,7 +79,7 @@ class TwoDomains:
         if content.arrays is None:
             raise UserError("TwoDomains: data: expected images that are kept in memory.")
         first, second = self._of(content, self.first), self._of(content, self.second)
-        if len(first) * len(second) >= 1 << 31:
+        if len(first) * len(second) + max(len(first), len(second)) >= 1 << 31:
             raise UserError(f"TwoDomains: {len(first):,} and {len(second):,} images make more "
                             "pairs than there are ids of 32 bits.")
         return Domains(first=first, second=second, transforms=content.transforms)

@@ -49,14 +49,14 @@ class SRCNN(nn.Module):
 
 class ESPCN(nn.Module):
     """Convolutions in the size of the small image, the last of which makes the pixels of each
-    square as channels: Shi et al. (2016), https://arxiv.org/abs/1609.05158, section 3.1. It takes
-    scale^2 times less than SRCNN.
+    square as channels: Shi et al. (2016), https://arxiv.org/abs/1609.05158, equations 3 and 4. It
+    takes scale^2 times less than SRCNN.
 
     Attributes:
       scale: by which height and width grow.
-      kernels: sides of the kernels: 5-3-3 in section 3.2.
+      kernels: sides of the kernels; theirs are 5-3-3.
       channels: of the outputs of all convolutions but the last.
-      activation: tanh in section 3.4.
+      activation: theirs is tanh.
       residual: whether the interpolation is added.
     """
 

@@ -128,6 +128,9 @@ def to_channels(x: Array, size: int) -> Array:
     """Squares of pixels as one pixel of more channels: [B, H, W, C] to [B, H / size, W / size,
     size * size * C]."""
     batch, height, width, channels = x.shape
+    if height % size or width % size:
+        raise UserError(f"images of {height} x {width} cannot be cut into squares of patch={size} "
+                        "pixels.")
     x = x.reshape(batch, height // size, size, width // size, size, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // size, width // size, -1)
 

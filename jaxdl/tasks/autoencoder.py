@@ -12,7 +12,7 @@ import numpy as np
 from jaxdl import noise
 from jaxdl.config import Fraction, NonNegative
 from jaxdl.data.transforms import clean
-from jaxdl.generative import pixels
+from jaxdl.generative import pixels, same_shape
 from jaxdl.pictures import Images, Material, Picture, read, some
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 
@@ -83,6 +83,7 @@ class Autoencoder(LossTask):
         batch = clean(batch)
         given = self.spoiled(batch, key if train else jax.random.key(0))
         found, mutable = self.apply(self.whole(), variables, given, key=key, train=train)
+        same_shape(found, batch["image"], "task.decoder")
         errors = jnp.square(found - batch["image"])
         return (Mean.of(errors.reshape(len(found), -1).mean(-1), batch["mask"]),
                 Aux(mutable=mutable))

@@ -14,12 +14,15 @@ from jaxdl import diffusion, noise
 from jaxdl.config import Between, Fraction, NonNegative, Size
 from jaxdl.data.transforms import clean
 from jaxdl.errors import UserError
-from jaxdl.generative import drawn, path_between, pixels
+from jaxdl.generative import check_labels, drawn, path_between, pixels, turns
 from jaxdl.pictures import Images, Material, Picture, read, some
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 
 Array = jax.Array
 
+# The highest level that samples of "ddpm" begin at: above it nothing is seen of an image, and
+# D = x - s F multiplies what F has wrong.
+HIGHEST = 20.
 SHOWN = 8  # images that are noised and denoised on the report
 
 
@@ -146,7 +149,8 @@ class Diffusion(LossTask):
         if self.objective == "edm":
             levels = diffusion.karras_levels(self.sample_steps)
         else:
-            levels = diffusion.spaced(diffusion.ddpm_levels(self.schedule), self.sample_steps)
+            table = jnp.minimum(diffusion.ddpm_levels(self.schedule), HIGHEST)
+            levels = diffusion.spaced(table, self.sample_steps)
 
         def denoise(x: Array, level: Array, told: bool = True) -> Array:
             return self.denoised(state, x, level, label if told else None)
@@ -170,8 +174,14 @@ class Diffusion(LossTask):
 
     def turns(self, count: int) -> Array | None:
         """Labels of `count` samples: each class in turn."""
-        classes: Any = getattr(self.model, "classes", None)
-        return jnp.arange(count) % classes if self.conditional else None
+        return turns(self.model, count)
+
+    def check(self, experiment: Any) -> None:
+        """Raises a UserError where labels are asked for that the network is not given."""
+        check_labels(self.conditional, {"task.model": self.model})
+        if self.guidance is not None and (not self.conditional or self.label_dropout is None):
+            raise UserError("task.guidance: needs task.conditional=True and a task.label_dropout, "
+                            "0.1 for one, so that the network learns to do without the label too.")
 
     def pictures(self, state: TrainState, material: Material) -> Iterator[Picture]:
         """Samples, and what the network sees in images under more and more noise."""

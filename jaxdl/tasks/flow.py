@@ -13,7 +13,7 @@ from jaxdl import noise
 from jaxdl.config import Between
 from jaxdl.data.transforms import clean
 from jaxdl.errors import UserError
-from jaxdl.generative import between, drawn, path_between
+from jaxdl.generative import between, check_pixels, drawn, path_between
 from jaxdl.pictures import Material, Picture
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 
@@ -53,6 +53,9 @@ class Flow(LossTask):
              train: bool) -> tuple[Mean, Aux]:
         batch = clean(batch)
         image = batch["image"]
+        shape = getattr(self.model, "shape", image.shape[1:])
+        if image.shape[1:] != tuple(shape):
+            raise UserError(f"task.model.shape={shape}: the data has images of {image.shape[1:]}.")
         size = int(np.prod(image.shape[1:]))
         uniform = noise.uniform(key if train else jax.random.key(0), batch, image.shape[1:])
         v = (255 * image + uniform) / 256
@@ -63,6 +66,10 @@ class Flow(LossTask):
         bits = nats / (size * jnp.log(2.)) + 8
         return Mean.of(nats, batch["mask"]), Aux(
             metrics={"bits_per_dim": Mean.of(bits, batch["mask"])}, mutable=mutable)
+
+    def check(self, experiment: Any) -> None:
+        """Raises a UserError where the data is normalised."""
+        check_pixels(experiment.data)
 
     def spread(self, v: Array) -> tuple[Array, Array]:
         """(logit(margin + (1 - 2 margin) v), log |its derivative| of each image [B])."""

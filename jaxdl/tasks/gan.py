@@ -13,7 +13,7 @@ from jaxdl import noise
 from jaxdl.config import Fraction, NonNegative, Size
 from jaxdl.data.transforms import clean
 from jaxdl.errors import UserError
-from jaxdl.generative import between, drawn, path_between
+from jaxdl.generative import between, check_labels, drawn, path_between, turns
 from jaxdl.pictures import Material, Picture
 from jaxdl.task import Batch, Mean, Metrics, norm, over_devices
 
@@ -212,7 +212,18 @@ class GAN(Adversarial):
         if made.shape != batch["image"].shape:
             raise UserError(f"task.generator: makes images {made.shape[1:]}, and the data has "
                             f"{batch['image'].shape[1:]}; set its size and image_channels.")
+        score: Any = jax.eval_shape(lambda: self.discriminator.apply(
+            {"params": params[DISCRIMINATOR], **mutable[DISCRIMINATOR]}, batch["image"], label,
+            False))
+        if score.ndim != 1:
+            raise UserError("task.discriminator: gives an image a map of scores, where this task "
+                            "needs one score (patches=False).")
         return params, mutable
+
+    def check(self, experiment: Any) -> None:
+        """Raises a UserError where labels are asked for that the networks are not given."""
+        check_labels(self.conditional, {"task.generator": self.generator,
+                                        "task.discriminator": self.discriminator})
 
     def discriminator_loss(self, params: Any, mutable: Any, batch: Batch,
                            key: Array) -> tuple[Mean, Any, Metrics]:
@@ -306,8 +317,7 @@ class GAN(Adversarial):
 
     def turns(self, count: int) -> Array | None:
         """Labels of `count` samples: each class in turn."""
-        classes: Any = getattr(self.generator, "classes", None)
-        return jnp.arange(count) % classes if self.conditional else None
+        return turns(self.generator, count)
 
     def pictures(self, state: GANState, material: Material) -> Iterator[Picture]:
         """Samples, and what lies between them."""

@@ -12,7 +12,7 @@ import numpy as np
 from jaxdl.config import NonNegative
 from jaxdl.data.transforms import clean, to_float
 from jaxdl.evaluate import Context, Evaluate, total
-from jaxdl.generative import classified, pixels
+from jaxdl.generative import check_classifier, classified, pixels, same_shape
 from jaxdl.pictures import Images, Material, Picture, read, some
 from jaxdl.task import Batch, Mean, Metrics
 from jaxdl.tasks.gan import (
@@ -78,6 +78,7 @@ class Pix2Pix(Adversarial):
                        key: Array) -> tuple[Mean, Any, Metrics]:
         source, image = batch["source"], batch["image"]
         made, after = self.made(params, mutable, source, key)
+        same_shape(made, image, "task.generator")
         score, _ = self.scored(params, mutable, source, made, key)
         error = per_example(jnp.abs(made - image))
         losses = per_example(generator_losses(self.objective, score)) + self.l1 * error
@@ -118,7 +119,10 @@ class Pix2Pix(Adversarial):
         source = material.source(material.split)
         batch = next(read(source, some(source, SHOWN), SHOWN))
         made = self.translated(state, batch["source"])
-        columns = jnp.stack([batch["source"], made, batch["image"]], 1)
+        given = batch["source"]
+        if given.shape[-1] == 1:
+            given = jnp.broadcast_to(given, made.shape)
+        columns = jnp.stack([given, made, batch["image"]], 1)
         yield Images(title="Translations", heads=("source", "made", "image"), images=np.asarray(
             pixels(columns.reshape(-1, *made.shape[1:]), source)))
 
@@ -131,7 +135,8 @@ class CycleGAN(Adversarial):
         cycle * (|F(G(x)) - x| + |G(F(y)) - y|) + identity * (|F(x) - x| + |G(y) - y|),
 
     means over values: Zhu et al. (2017), https://arxiv.org/abs/1703.10593, equation 3 and section
-    5.2, with objective="least_squares". DiscoGAN of Kim et al. (2017),
+    5.2, with objective="least_squares", in full squares; but the discriminators see what is made
+    now, and not also what was made before (section 4). DiscoGAN of Kim et al. (2017),
     https://arxiv.org/abs/1703.05192, is objective="non_saturating" with distance="l2", cycle=1 and
     no identity.
 
@@ -207,13 +212,16 @@ class CycleGAN(Adversarial):
         def apart(a: Array, b: Array) -> Array:
             return per_example(jnp.abs(a - b) if self.distance == "l1" else jnp.square(a - b))
 
+        # Zhu et al. have the square, `generator_losses` as Mao et al. half of it.
+        whole = 2 if self.objective == "least_squares" else 1
         total = cycles = jnp.zeros(len(batch["mask"]))
         for kind, way, target, home in (("image", "forth", "other", "back"),
                                         ("other", "back", "image", "forth")):
             x = batch[kind]
             made = run(way, x, note=True)
+            same_shape(made, batch[target], "task.generator")
             score = self.run(DISCRIMINATOR, target, params, mutable, made, key)
-            total += per_example(generator_losses(self.objective, score))
+            total += whole * per_example(generator_losses(self.objective, score))
             cycles += apart(run(home, made), x)
             if self.identity is not None:
                 total += self.identity * apart(run(home, x), x)
@@ -267,6 +275,10 @@ class Translated(Evaluate):
     step: str = "last"
     image: tuple[int, ...]
     other: tuple[int, ...]
+
+    def check(self, experiment: Any) -> None:
+        """Raises a UserError where the classifier is missing."""
+        check_classifier("Translated", self.classifier)
 
     def __call__(self, task: Any, state: Any, context: Context) -> Mapping[str, float]:
         key = context.name, "classifier"

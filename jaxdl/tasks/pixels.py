@@ -12,7 +12,7 @@ import numpy as np
 from jaxdl.config import Size
 from jaxdl.data.transforms import clean
 from jaxdl.errors import UserError
-from jaxdl.generative import drawn, pixels
+from jaxdl.generative import check_labels, check_pixels, drawn, pixels, turns
 from jaxdl.pictures import Images, Material, Picture, read, some
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 
@@ -73,9 +73,14 @@ class Pixels(LossTask):
 
     def sample(self, state: TrainState, key: Array, count: int) -> Array:
         """`count` images, of each class in turn: [count, H, W, 1]."""
-        classes: Any = getattr(self.model, "classes", None)
-        label = jnp.arange(count) % classes if self.conditional else None
-        return self.continued(state, key, jnp.zeros((count, *self.shape)), label, 0)
+        return self.continued(state, key, jnp.zeros((count, *self.shape)),
+                              turns(self.model, count), 0)
+
+    def check(self, experiment: Any) -> None:
+        """Raises a UserError where labels are asked for that the network is not given, or the data
+        is normalised."""
+        check_labels(self.conditional, {"task.model": self.model})
+        check_pixels(experiment.data)
 
     def continued(self, state: TrainState, key: Array, image: Array, label: Array | None,
                   rows: int) -> Array:

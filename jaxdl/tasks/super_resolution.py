@@ -13,7 +13,7 @@ from jaxdl.config import Size
 from jaxdl.data.transforms import clean
 from jaxdl.errors import UserError
 from jaxdl.fidelity import psnr, ssim
-from jaxdl.generative import pixels
+from jaxdl.generative import check_pixels, pixels
 from jaxdl.models.super_resolution import enlarged
 from jaxdl.pictures import Images, Material, Picture, read, some
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
@@ -21,6 +21,7 @@ from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 Array = jax.Array
 
 SHOWN = 6  # images on the report
+WINDOW = 11  # pixels of a side that SSIM sees at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +49,19 @@ class SuperResolution(LossTask):
 
     target_fields: ClassVar[tuple[str, ...]] = ()
 
+    def check(self, experiment: Any) -> None:
+        """Raises a UserError where the data is normalised."""
+        check_pixels(experiment.data)
+
     def lower(self, image: Array) -> Array:
         """Images [B, H, W, C] `scale` times smaller."""
         batch, height, width, channels = image.shape
         if height % self.scale or width % self.scale:
             raise UserError(f"task.scale={self.scale}: images of {height} x {width} cannot be "
                             "divided by it.")
+        if min(height, width) < 2 * self.scale + WINDOW:
+            raise UserError(f"SuperResolution: images of {height} x {width} are too small; SSIM "
+                            f"sees squares of {WINDOW}, within a border of task.scale pixels.")
         shape = batch, height // self.scale, width // self.scale, channels
         return jax.image.resize(image, shape, "bicubic")
 

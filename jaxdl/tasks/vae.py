@@ -12,8 +12,9 @@ import numpy as np
 from jaxdl import noise
 from jaxdl.config import Between, NonNegative, Size
 from jaxdl.data.transforms import clean
+from jaxdl.errors import UserError
 from jaxdl.evaluate import Evaluate
-from jaxdl.generative import between, drawn, path_between
+from jaxdl.generative import between, check_pixels, drawn, path_between, pixels, same_shape
 from jaxdl.pictures import Images, Material, Picture, read, some
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 
@@ -96,6 +97,7 @@ class VAE(LossTask):
         epsilon = noise.normal(key if train else jax.random.key(0), batch, (self.latents,))
         (given, mean, log_variance), mutable = self.apply(
             self.whole(), variables, batch["image"], epsilon, key=key, train=train)
+        same_shape(given, batch["image"], "task.decoder")
         reconstruction = -self.log_likelihood(batch["image"], given)
         divergence = 0.5 * (mean ** 2 + jnp.exp(log_variance) - 1 - log_variance).sum(-1)
         mask = batch["mask"]
@@ -103,6 +105,11 @@ class VAE(LossTask):
                    "divergence": divergence}
         return Mean.of(reconstruction + self.beta * divergence, mask), Aux(
             metrics={n: Mean.of(x, mask) for n, x in metrics.items()}, mutable=mutable)
+
+    def check(self, experiment: Any) -> None:
+        """Raises a UserError where pixels that are drawn as 0 or 1 are normalised."""
+        if self.likelihood == "bernoulli":
+            check_pixels(experiment.data)
 
     def log_likelihood(self, image: Array, given: Array) -> Array:
         """log p(image | what the decoder gives), both [B, H, W, C]: [B]."""
@@ -143,8 +150,9 @@ class VAE(LossTask):
         batch = next(read(source, some(source, SHOWN), SHOWN))
         mean, _ = self.whole().apply(self.variables(state), batch["image"], False, method="encode")
         again = self.decoded(state, mean)
-        pixels = np.asarray(jnp.stack([batch["image"], again], 1)).reshape(-1, *again.shape[1:])
-        yield Images(title="Reconstructions", heads=("image", "decoded"), images=pixels)
+        columns = jnp.stack([batch["image"], again], 1).reshape(-1, *again.shape[1:])
+        yield Images(title="Reconstructions", heads=("image", "decoded"),
+                     images=np.asarray(pixels(columns, source)))
         yield between(self, state, material)
 
 
@@ -159,6 +167,12 @@ class ImportanceWeighted(Evaluate):
     """
 
     samples: Size = 64
+
+    def check(self, experiment: Any) -> None:
+        """Raises a UserError where the task has no latent numbers."""
+        if not hasattr(experiment.task, "log_weight"):
+            raise UserError(f"ImportanceWeighted: {type(experiment.task).__name__} has no latent "
+                            "numbers; expected a VAE.")
 
     def measure(self, task: Any, state: TrainState, batch: Batch) -> Any:
         batch = clean(batch)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxdl.config import NonNegative, Size
 from jaxdl.data.transforms import clean
 from jaxdl.errors import UserError
-from jaxdl.generative import drawn, pixels
+from jaxdl.generative import drawn, pixels, same_shape
 from jaxdl.models.pixel_cnn import PixelCNN
 from jaxdl.pictures import Images, Material, Picture, read, some
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
@@ -78,7 +78,7 @@ class VQVAE(LossTask):
         mean of (x - decoded)^2 + mean of (sg(z) - e)^2 + commitment * mean of (z - sg(e))^2,
 
     where sg stops the gradient, and the decoder's goes to z as if it were e. "codes" is the
-    perplexity of the codes of a batch: how many it uses, as it were.
+    perplexity of the codes of a batch (of each micro-batch): how many it uses, as it were.
 
     A batch has "image" [B, H, W, C] and "mask" [B]. `CodePrior` learns to draw codes.
 
@@ -115,6 +115,7 @@ class VQVAE(LossTask):
             return x.reshape(len(x), -1).mean(-1)
 
         stop = jax.lax.stop_gradient
+        same_shape(found, batch["image"], "task.decoder")
         error = mean((found - batch["image"]) ** 2)
         total = error + mean((stop(z) - e) ** 2) + self.commitment * mean((z - stop(e)) ** 2)
         mask = batch["mask"]
@@ -122,7 +123,8 @@ class VQVAE(LossTask):
         share = jnp.zeros(self.codes).at[code].add(weight) / jnp.maximum(weight.sum(), 1)
         metrics: dict[str, Any] = {"error": Mean.of(error, mask)}
         if train:
-            metrics["codes"] = jnp.exp(-(share * jnp.log(jnp.maximum(share, 1e-12))).sum())
+            used = jnp.exp(-(share * jnp.log(jnp.maximum(share, 1e-12))).sum())
+            metrics["codes"] = Mean(used, jnp.ones(()))
         return Mean.of(total, mask), Aux(metrics=metrics, mutable=mutable)
 
     def pictures(self, state: TrainState, material: Material) -> Iterator[Picture]:
