@@ -47,3 +47,32 @@ def rewards_to_go(reward: Array, following: Array, terminated: Array, ended: Arr
     _, found = jax.lax.scan(back, following[-1], (reward, following, terminated, ended),
                             reverse=True)
     return found
+
+
+def n_step(reward: Array, following: Array, terminated: Array, ended: Array,
+           discount: Array | float, steps: int) -> tuple[Array, Array, Array]:
+    """(sums, factors, ends): of each step t of time [T, N] the next k rewards and what follows
+    them, so that its return is
+
+        sum + factor * value(end),  sum = reward_t + ... + discount^(k-1) reward_{t+k-1}
+
+    k is `steps`, or less where the episode or the array ends before. The factor is discount^k, and
+    zero where the episode came to its end (Sutton & Barto 2018, equation 7.1).
+
+    Args:
+      following: what was seen after each step, [T, N, ...]; the ends are of these.
+      others: as above.
+    """
+    length = len(reward)
+    total, end = jnp.zeros_like(reward), following
+    weight = jnp.ones_like(reward)  # discount^k, and zero from where the episode has terminated
+    goes_on = jnp.ones(reward.shape, bool)
+    for k in range(min(steps, length)):
+        at = jnp.minimum(jnp.arange(length) + k, length - 1)
+        counts = goes_on & (jnp.arange(length) + k < length)[:, None]
+        total = total + jnp.where(counts, weight * reward[at], 0)
+        wide = counts.reshape(*counts.shape, *(1,) * (following.ndim - 2))
+        end = jnp.where(wide, following[at], end)
+        weight = jnp.where(counts, weight * discount * jnp.where(terminated[at], 0, 1), weight)
+        goes_on = counts & ~ended[at]
+    return total, weight, end
