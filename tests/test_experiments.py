@@ -47,6 +47,7 @@ from jaxdl.task import named
 from jaxdl.tasks.adversarial import TRADES
 from jaxdl.tasks.autoencoder import Autoencoder
 from jaxdl.tasks.diffusion import Diffusion
+from jaxdl.tasks.dqn import DQN
 from jaxdl.tasks.flow import Flow
 from jaxdl.tasks.gan import GAN
 from jaxdl.tasks.image_translation import CycleGAN, Pix2Pix, Translated
@@ -151,6 +152,7 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         GAN: players, Pix2Pix: players, CycleGAN: players, PaintedImage: seen,
         StyleNetwork: {**seen, "model.channels": (2, 2), "model.blocks": 1},
         PPO: {"env": GridWorld(limit=4), "model.outputs": 4, "horizon": 4},
+        DQN: {"env": GridWorld(limit=4), "model.actions": 4, "horizon": 4, "warmup": 1},
     }.get(type(experiment.task), {})
     changes |= {f"task.{name}": value for name, value in sizes.items()}
     kept = {name: e for name, e in experiment.evals.items()
