@@ -12,10 +12,11 @@ import numpy as np
 from jaxdl.compiled import compiled
 from jaxdl.config import Size
 from jaxdl.envs.environment import advance, begin
+from jaxdl.errors import UserError
 from jaxdl.evaluate import Context
 
 Array = jax.Array
-PART = 100  # steps between two looks at whether all episodes have ended
+PART = 100  # steps between two looks at whether all episodes have ended, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Episodes:
       every: steps between two evaluations; the last step is always evaluated.
       count: episodes.
       drawn: whether actions are drawn as in training; else the likeliest is taken.
-      limit: steps after which an episode counts as it is.
+      limit: steps after which an episode counts as it is, rounded up to hundreds where it is more.
     """
 
     every: Size = 10
@@ -37,7 +38,14 @@ class Episodes:
     drawn: bool = False
     limit: Size = 10_000
 
+    def check(self, experiment: Any) -> None:
+        """Raises a UserError where the task plays nothing."""
+        if not hasattr(experiment.task, "env") or not hasattr(experiment.task, "act"):
+            raise UserError(f"Episodes: {type(experiment.task).__name__} plays no environment.")
+
     def __call__(self, task: Any, state: Any, context: Context) -> Mapping[str, float]:
+        size = min(PART, self.limit)
+
         def start(task: Any, state: Any, key: Array) -> Any:
             zeros = jnp.zeros(self.count)
             return (begin(task.env, jax.random.split(key, self.count)), zeros, zeros,
@@ -56,13 +64,13 @@ class Episodes:
                 return (playing, jnp.where(first, ended.total, total),
                         jnp.where(first, ended.length, length), over | ended.ended), None
 
-            return jax.lax.scan(one, now, jax.random.split(key, PART))[0]
+            return jax.lax.scan(one, now, jax.random.split(key, size))[0]
 
         begun = compiled(context, "begin", task, start)
         go_on = compiled(context, "part", task, part)
         key = jax.random.key(0)
         now = begun(state, key)
-        for i in range(math.ceil(self.limit / PART)):
+        for i in range(math.ceil(self.limit / size)):
             context.poll()
             now = go_on((state, now), jax.random.fold_in(key, i))
             if np.asarray(now[3]).all():
@@ -72,5 +80,5 @@ class Episodes:
         length = np.where(over, length, playing.length)
         return {"return": float(total.mean()),
                 "interval": float(1.96 * total.std(ddof=1) / math.sqrt(self.count))
-                if self.count > 1 else math.inf,
+                if self.count > 1 else math.nan,
                 "lowest": float(total.min()), "length": float(length.mean())}

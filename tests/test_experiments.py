@@ -136,7 +136,8 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
     if isinstance(experiment.optimizer, Muon):
         changes["optimizer.iterations"] = 1
     if isinstance(experiment.task, TRADES):
-        changes |= {"task.attack.steps": 2, "evals.attacked.attack.steps": 2}
+        changes |= {"task.attack.steps": 2, "evals.attacked.attack.steps": 2,
+                    "task.task.model.channels": (2, 2), "task.task.model.dense": (4,)}
     if isinstance(experiment.task, LoRA):
         changes |= {"task.targets": ("conv2/kernel",), "task.rank": 2}
     halves = {"encoder.channels": (2, 2), "decoder.channels": (2, 2)}

@@ -15,9 +15,11 @@ import pytest
 from jaxdl import cli, config
 from jaxdl.envs.environment import Box
 from jaxdl.envs.grid_world import GridWorld
+from jaxdl.episodes import Episodes
 from jaxdl.errors import UserError
 from jaxdl.models.actor_critic import ActorCritic
 from jaxdl.tasks.ppo import PPO, Played
+from tests import tiny
 
 ROOT = Path(__file__).parent.parent
 KEY = jax.random.key(0)
@@ -124,6 +126,17 @@ def test_it_finds_the_shortest_way(experiment: str, tmp_path: Path) -> None:
     first, last = (next(x for x in order if "test/return" in x) for order in (lines, lines[::-1]))
     assert last["test/return"] == pytest.approx(0.95) and last["test/length"] == 5
     assert last["test/interval"] < 1e-6 and last["step"] == 20 and first["step"] == 10
+
+
+def test_episodes_are_cut_at_the_limit_and_want_an_environment(
+        experiment: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([experiment, "--steps=1", "--evals.test.limit=3", "--evals.test.count=5",
+                     f"--workdir={tmp_path / 'run'}"]) == 0
+    found = {line.split()[0]: line.split()[1] for line in capfd.readouterr().out.splitlines()
+             if line.startswith("test/")}
+    assert found["test/length"] == "3" and float(found["test/return"]) == pytest.approx(-0.03)
+    with pytest.raises(UserError, match="Episodes: Classification plays no environment"):
+        Episodes().check(tiny.plain())
 
 
 def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
