@@ -38,7 +38,10 @@ def parameters(run: Path, step: str) -> tuple[int, dict[str, Any]]:
 
 
 def overlay(state: Any, init: "InitFrom", task: Any) -> tuple[Any, str]:
-    """(the state with parameters from elsewhere, a line that says what was taken)."""
+    """(the state with parameters from elsewhere, a line that says what was taken).
+
+    A file of published weights is of `task.model`; or of the second part of `task.pretrained`, a
+    module whose parameters lie under the first, "NAME/": `init_from.rename` moves them there."""
     assert init.path is not None
     run = Path(os.path.expanduser(init.path))
     if not distributed.by_leader(run.exists):
@@ -51,9 +54,11 @@ def overlay(state: Any, init: "InitFrom", task: Any) -> tuple[Any, str]:
     try:
         if published:
             shapes = {p: list(target[place].shape) for p, place in places.items()}
-            model = getattr(task, "model", None)
+            inside, model = getattr(task, "pretrained", ("", getattr(task, "model", None)))
+            own = {re.sub(rf"^(params|mutable/[^/]+)/{inside}", r"\1/", p): shape
+                   for p, shape in shapes.items() if f"/{inside}" in p}
             origin, stored, library = distributed.by_leader(
-                lambda: weights.stored(run, model, shapes))
+                lambda: weights.stored(run, model, own))
             layout = weights.of_model(model)[library]
         else:
             number, stored = distributed.by_leader(lambda: parameters(run, init.step))

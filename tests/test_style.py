@@ -83,7 +83,10 @@ def test_an_image_is_painted() -> None:
     chex.assert_trees_all_equal(before.frozen, after.frozen)
     chex.assert_trees_all_equal(before.mutable, after.mutable)
     start = initial(dataclasses.replace(task, start="content"), data)
-    np.testing.assert_array_equal(start.params["image"], data["image"])
+    np.testing.assert_array_equal(start.params["image"], 0 * data["image"])
+    task = dataclasses.replace(task, start="content")
+    assert jax.jit(task.evaluate)(start, data)["content"].value() == 0  # It begins as the content,
+    # whatever the batch that the state was made with.
 
 
 def test_a_network_paints_whatever_comes() -> None:

@@ -98,6 +98,11 @@ class Style(LossTask):
     def freezes(self) -> tuple[str, ...]:
         return (*self.freeze, f"{FEATURES}/.*")
 
+    @property
+    def pretrained(self) -> tuple[str, nn.Module]:
+        """(where its parameters lie, the network that published weights are of)."""
+        return f"{FEATURES}/", self.features
+
     def loss(self, variables: dict[str, Any], batch: Batch, key: Array, *,
              train: bool) -> tuple[Mean, Aux]:
         if not variables:
@@ -149,7 +154,8 @@ class PaintedImage(Style):
     batch size is 1.
 
     Attributes:
-      start: the image that it begins with: the content, or noise.
+      start: the image that it begins with: the content, of which the parameters "image" are the
+        change, or noise.
     """
 
     start: Literal["content", "noise"] = "content"
@@ -158,13 +164,14 @@ class PaintedImage(Style):
         image = batch["image"]
         if len(image) != 1:
             raise UserError(f"batch_size={len(image)}: one image is trained, so it must be 1.")
-        if self.start == "noise":
-            image = noise.normal(key, batch, image.shape[1:])
-        return {"image": image}
+        # Only the shape of this batch counts, so the content is added where it is painted.
+        return {"image": noise.normal(key, batch, image.shape[1:]) if self.start == "noise"
+                else jnp.zeros_like(image)}
 
     def painted(self, variables: dict[str, Any], image: Array, key: Array,
                 train: bool) -> tuple[Array, dict[str, Any]]:
-        return variables["params"]["image"], {}
+        own = variables["params"]["image"]
+        return (own if self.start == "noise" else image + own), {}
 
 
 @dataclass(frozen=True, kw_only=True)
