@@ -23,7 +23,8 @@ from jaxdl.tasks.style import PaintedImage
 def config() -> Experiment:
     return Experiment(
         task=PaintedImage(features=EfficientNet(variant="Lite0", classes=1_000,
-                                                stochastic_depth=None)),
+                                                stochastic_depth=None),
+                          style_weight=100., smoothness=0.3),
         data=WithStyle(data=OnePicture(picture="scikit-image:astronaut.png", size=192,
                                        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
                        style="wallpaper:Autumn", size=192),
