@@ -22,6 +22,7 @@ from jaxdl.models.resnet_v2 import ResNetV2
 from jaxdl.models.vit import VisionTransformer
 from jaxdl.task import named
 from jaxdl.tasks.classification import Classification
+from jaxdl.tasks.style import PaintedImage
 from tests.test_train import fit
 from tests.tiny import plain
 
@@ -47,6 +48,27 @@ def state():
     import optax
 
     return task, task.init(jax.random.key(1), batch, optax.sgd(0.1))
+
+
+def test_a_network_inside_a_task_takes_its_published_weights(tmp_path):
+    import optax
+
+    flat = named(variables(RESNET))
+    path = tmp_path / "resnet.safetensors"
+    weights.write(path, flat, weights.of_model(RESNET)["torchvision"], {})
+    task = PaintedImage(features=RESNET, content_layers=("stem_conv",),
+                        style_layers=("stem_conv",))
+    image = jnp.zeros((1, SIZE, SIZE, 3))
+    batch = {"image": image, "style": image, "index": jnp.zeros(1, int), "mask": jnp.ones(1)}
+    fresh = task.init(jax.random.key(1), batch, optax.sgd(0.1))
+    got, line = overlay(fresh, InitFrom(
+        path=str(path), fresh=("params/(?!features/).*",),
+        rename=((r"^(params|mutable/batch_stats)/", r"\1/features/"),)), task)
+    assert f"{len(flat)} arrays taken, 1 fresh, 0 unused" in line
+    found = named({"params": got.frozen["features"], "mutable": {
+        "batch_stats": got.mutable["batch_stats"]["features"]}})
+    for place, x in found.items():
+        np.testing.assert_array_equal(x, flat[place.removeprefix("mutable/")], place)
 
 
 def test_layouts_are_turned_and_turned_back():
