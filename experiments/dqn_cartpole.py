@@ -8,8 +8,8 @@ Double Q-learning (van Hasselt et al. 2016, https://arxiv.org/abs/1509.06461) wi
 (Wang et al. 2016, https://arxiv.org/abs/1511.06581) and sums of three rewards, on CartPole-v1 as
 gymnax has it, 512,000 steps in 8 environments. Gymnasium calls CartPole-v1 solved at a mean return
 of 475, of 500 that an episode can have. `test/return` is the number, over 100 episodes of the best
-actions; `ppo_cartpole` stands beside. The sweep trains ten seeds in one compiled step; eight shall
-reach 475.
+actions; `ppo_cartpole` stands beside. Eight of the sweep's ten seeds shall reach
+475.
 """
 
 from jaxdl.data.nothing import Nothing

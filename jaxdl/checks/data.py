@@ -192,8 +192,8 @@ def order(subject: Subject) -> Finding:
     """An epoch visits each example once, in an order that the seed decides, and that mixes.
 
     Batches of one class after the other, or examples drawn with replacement, train worse and
-    nobody sees why; an order that cannot be repeated makes a run that cannot be. A few repetitions
-    are told only: where batches of like lengths are made, the end of an epoch meets the next."""
+    nobody sees why; an order that cannot be repeated makes a run that cannot be. Repetitions are
+    told only where the source says that the end of an epoch meets the next, and how far."""
     source, batch = subject.opened("train"), subject.declared.batch_size
     size = source.size
     steps = max(1, min(size, 1_000_000) // batch)
@@ -209,7 +209,7 @@ def order(subject: Subject) -> Finding:
     whole = np.concatenate(ids)
     repeated = len(whole) - len(np.unique(whole))
     text = f"{repeated:,} of {len(whole):,} examples of an epoch are repetitions" * bool(repeated)
-    wrong = text if repeated > 0.05 * len(whole) else ""
+    wrong = text if repeated > getattr(source, "overlap", lambda batch_size: 0)(batch) else ""
     other = np.asarray(source.index(1, 0, batch))
     same = len(other) == len(ids[0]) and (other == ids[0]).all() and size > 2
     doubtful = "another seed has the same order" if same else text

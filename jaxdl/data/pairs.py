@@ -76,6 +76,10 @@ class PairRows(OnHost):
         code = len(self.buckets) - 1 - int(self.lengths[index].max())
         return (index.astype(np.int64) + self.size * code).astype(np.int32)
 
+    def overlap(self, batch_size: int) -> int:
+        """Examples of the next epoch that may come before the end of one."""
+        return POOL * batch_size
+
     def read(self, index: np.ndarray) -> Batch:
         index = np.asarray(index)
         code = int(index.reshape(-1)[0]) // self.size

@@ -31,7 +31,8 @@ class Source(Protocol):
         None when `read` runs on the host.
 
     A source whose batches have several shapes says how many, as `shapes`: the step is compiled for
-    each. An id must then tell the shape of its batch too.
+    each. An id must then tell the shape of its batch too. One that mixes the end of an epoch with
+    the next has a method `overlap(batch_size)`: of how many examples at most.
     """
 
     @property

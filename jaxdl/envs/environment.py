@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxdl.task import Mean
+
 Array = jax.Array
 
 
@@ -88,6 +90,13 @@ class Ended(NamedTuple):
     ended: Array
     total: Array
     length: Array
+
+
+def finished(ended: Ended) -> dict[str, Mean]:
+    """The mean return and length of the episodes that ended, of any shape."""
+    weight = ended.ended.astype(jnp.float32).reshape(-1)
+    return {"return": Mean.of(ended.total.reshape(-1), weight),
+            "length": Mean.of(ended.length.reshape(-1).astype(jnp.float32), weight)}
 
 
 def begin(env: Environment, keys: Array) -> Playing:

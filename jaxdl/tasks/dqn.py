@@ -11,7 +11,7 @@ import optax
 
 from jaxdl import replay
 from jaxdl.config import Between, Fraction, NonNegative, Size
-from jaxdl.envs.environment import Discrete, Environment, Playing, advance, begin
+from jaxdl.envs.environment import Discrete, Environment, Playing, advance, begin, finished
 from jaxdl.errors import UserError
 from jaxdl.replay import Replay
 from jaxdl.returns import n_step
@@ -188,11 +188,8 @@ class DQN:
             act, state.playing, jax.random.split(key, self.horizon))
         total, factor, following = n_step(step.reward, step.observation, step.terminated,
                                           ended.ended, self.discount, self.n)
-        weight = ended.ended.astype(jnp.float32).reshape(-1)
         return playing, Transition(observation, action, total, factor, following), {
-            "return": Mean.of(ended.total.reshape(-1), weight),
-            "length": Mean.of(ended.length.reshape(-1).astype(jnp.float32), weight),
-            "epsilon": epsilon}
+            **finished(ended), "epsilon": epsilon}
 
     def weights(self, probability: Array, memory: Replay) -> Array:
         """(N P)^-beta over the largest of the sample (section 3.4): 1 where all are drawn alike."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdl.config import Between, Fraction, NonNegative, Size
-from jaxdl.envs.environment import Environment, Playing, advance, begin
+from jaxdl.envs.environment import Environment, Playing, advance, begin, finished
 from jaxdl.errors import UserError
 from jaxdl.policies import Policy, policy
 from jaxdl.returns import advantages
@@ -162,10 +162,7 @@ class PPO:
             -1, *step.observation.shape[2:]))
         advantage = advantages(step.reward, value, following.reshape(value.shape),
                                step.terminated, ended.ended, self.discount, self.decay)
-        weight = ended.ended.astype(jnp.float32).reshape(-1)
-        metrics = {"return": Mean.of(ended.total.reshape(-1), weight),
-                   "length": Mean.of(ended.length.reshape(-1).astype(jnp.float32), weight)}
-        return playing, Played(observation, action, logs, value, advantage), metrics
+        return playing, Played(observation, action, logs, value, advantage), finished(ended)
 
     def loss(self, params: Any, part: Played) -> tuple[Array, Mapping[str, Array]]:
         """(loss, metrics) of a minibatch."""
