@@ -92,6 +92,30 @@ class Gaussian:
         return middle + half * jnp.clip(action, -1, 1)
 
 
+class Squashed:
+    """Real numbers that are the hyperbolic tangent of normal ones, each by itself, so that they lie
+    within the range (Haarnoja et al. 2018, https://arxiv.org/abs/1801.01290, appendix C): means,
+    then logarithms of deviations. An action is in units of half the range, 0 in its middle."""
+
+    def __init__(self, box: Box) -> None:
+        self.normal = Gaussian(box)
+        self.box, self.outputs = box, self.normal.outputs
+
+    def sampled(self, said: Array, key: Array) -> tuple[Array, Array]:
+        """(an action, the logarithm of its density) of one environment, from `said` [outputs]:
+        log p(tanh u) = log p(u) - sum of log(1 - tanh(u)^2)."""
+        u = self.normal.sample(said, key)
+        # log(1 - tanh(u)^2) where tanh(u) rounds to one, too.
+        slope = 2 * (jnp.log(2.) - u - jax.nn.softplus(-2 * u))
+        return jnp.tanh(u), self.normal.log_probability(said, u) - slope.sum(-1)
+
+    def mode(self, said: Array) -> Array:
+        return jnp.tanh(self.normal.mode(said))
+
+    def bounded(self, action: Array) -> Array:
+        return self.normal.bounded(action)
+
+
 def policy(actions: Discrete | Box) -> Policy:
     """That of a kind of actions."""
     return Categorical(actions.count) if isinstance(actions, Discrete) else Gaussian(actions)

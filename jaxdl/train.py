@@ -618,7 +618,7 @@ class Fit:
     def numbers(self, rate: float, waited: float, window: Window) -> dict[str, float]:
         """What a log interval comes to."""
         values = {name: float(np.float64(mean.total) / np.float64(mean.count))
-                  if mean.count else math.nan for name, mean in window.means.items()}
+                  for name, mean in window.means.items() if mean.count}
         values |= {name: float(x) for name, x in window.last.items()}
         values["examples_per_second"] = rate * self.experiment.batch_size
         values["data_wait"] = waited

@@ -12,12 +12,12 @@ import optax
 import pytest
 
 from jaxdl import cli, config, replay
-from jaxdl.envs.environment import Box
+from jaxdl.envs.environment import Box, Transition
 from jaxdl.envs.grid_world import GridWorld
 from jaxdl.errors import UserError
 from jaxdl.models.q_network import QNetwork
 from jaxdl.returns import n_step
-from jaxdl.tasks.dqn import DQN, Transition
+from jaxdl.tasks.dqn import DQN
 
 KEY = jax.random.key(0)
 BATCH = {"index": jnp.arange(4), "mask": jnp.ones(4)}

@@ -54,9 +54,11 @@ from jaxdl.tasks.image_translation import CycleGAN, Pix2Pix, Translated
 from jaxdl.tasks.lora import LoRA
 from jaxdl.tasks.pixels import Pixels
 from jaxdl.tasks.ppo import PPO
+from jaxdl.tasks.sac import SAC
 from jaxdl.tasks.style import PaintedImage, StyleNetwork
 from jaxdl.tasks.vae import VAE
 from jaxdl.tasks.vq_vae import VQVAE, CodePrior
+from tests.test_sac import Mirror
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "experiments").glob("*.py"))
@@ -98,7 +100,7 @@ def test_its_docstring_says_command_and_expectation(path: Path) -> None:
     assert f"python launch.py --experiment={path.stem}" in text
     first = text.splitlines()[0]
     assert re.search(r"\d (%|nats|BLEU|ROUGE|bits|dB|of \d)|(MASE|BLEU|error) (of )?\d|"
-                     "Frechet distance|in %", first)
+                     r"Frechet distance|in %|return above -?\d", first)
     assert re.search("accuracy|nats|MASE|BLEU|exact answers|ROUGE|frechet|PSNR|error|bits|style|"
                      "return", text)
     assert len(path.read_text().splitlines()) <= 80
@@ -154,6 +156,7 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         StyleNetwork: {**seen, "model.channels": (2, 2), "model.blocks": 1},
         PPO: {"env": GridWorld(limit=4), "model.outputs": 4, "horizon": 4},
         DQN: {"env": GridWorld(limit=4), "model.actions": 4, "horizon": 4, "warmup": 1},
+        SAC: {"env": Mirror(), "model.widths": (4,), "horizon": 4, "updates": 1, "warmup": 1},
     }.get(type(experiment.task), {})
     changes |= {f"task.{name}": value for name, value in sizes.items()}
     kept = {name: e for name, e in experiment.evals.items()
@@ -296,8 +299,8 @@ def test_it_trains_three_steps(name: str, tmp_path: Path, monkeypatch: pytest.Mo
     progress = train.fit(experiment, run)
     assert progress.results and all(np.isfinite(v) for v in progress.results.values())
     lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [x["step"] for x in lines if {"train/loss", "train/generator_loss"} & x.keys()] == [
-        1, 2, 3]
+    losses = {"train/loss", "train/generator_loss", "train/value_loss"}
+    assert [x["step"] for x in lines if losses & x.keys()] == [1, 2, 3]
 
 
 def test_imagenet_has_the_published_shapes() -> None:

@@ -5,12 +5,14 @@ a task maps them over many. All that changes is in its state, a pytree of arrays
 checkpointed, resumed and swept as parameters are.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
+from jaxdl.returns import n_step
 from jaxdl.task import Mean
 
 Array = jax.Array
@@ -99,6 +101,16 @@ def finished(ended: Ended) -> dict[str, Mean]:
             "length": Mean.of(ended.length.reshape(-1).astype(jnp.float32), weight)}
 
 
+class Transition(NamedTuple):
+    """What was seen, done and had, and what followed: `factor` is what a value of that is worth."""
+
+    observation: Array
+    action: Array
+    reward: Array
+    factor: Array
+    following: Array
+
+
 def begin(env: Environment, keys: Array) -> Playing:
     """An environment for each key [N]."""
     states, observation = jax.vmap(env.reset)(keys)
@@ -122,3 +134,21 @@ def advance(env: Environment, keys: Array, playing: Playing,
     total, length = playing.total + step.reward, playing.length + 1
     return (Playing(states, observation, jnp.where(over, 0, total), jnp.where(over, 0, length)),
             step, Ended(over, total, length))
+
+
+def played(env: Environment, playing: Playing, key: Array, steps: int, discount: Array | float,
+           n: int, choose: Callable[[Array, Array], Array], bounded: Callable[[Array], Array]
+           ) -> tuple[Playing, Transition, dict[str, Mean]]:
+    """(environments, transitions [T, N, ...] of at most `n` rewards each, metrics) after `steps` of
+    choose(observation [N, ...], key) in each; bounded(action) is what an environment is given."""
+    def act(playing: Playing, key: Array) -> tuple[Playing, Any]:
+        action = choose(playing.observation, jax.random.fold_in(key, 0))
+        keys = jax.random.split(jax.random.fold_in(key, 1), len(playing.length))
+        after, step, ended = advance(env, keys, playing, bounded(action))
+        return after, (playing.observation, action, step, ended)
+
+    playing, (observation, action, step, ended) = jax.lax.scan(act, playing,
+                                                               jax.random.split(key, steps))
+    total, factor, following = n_step(step.reward, step.observation, step.terminated, ended.ended,
+                                      discount, n)
+    return playing, Transition(observation, action, total, factor, following), finished(ended)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -11,23 +11,12 @@ import optax
 
 from jaxdl import replay
 from jaxdl.config import Between, Fraction, NonNegative, Size
-from jaxdl.envs.environment import Discrete, Environment, Playing, advance, begin, finished
+from jaxdl.envs.environment import Discrete, Environment, Playing, Transition, begin, played
 from jaxdl.errors import UserError
 from jaxdl.replay import Replay
-from jaxdl.returns import n_step
 from jaxdl.task import Batch, Mean, Metrics
 
 Array = jax.Array
-
-
-class Transition(NamedTuple):
-    """What was seen, done and had, and what followed: `factor` is what a value of that is worth."""
-
-    observation: Array
-    action: Array
-    reward: Array
-    factor: Array
-    following: Array
 
 
 @jax.tree_util.register_dataclass
@@ -140,9 +129,9 @@ class DQN:
 
     def step(self, state: DQNState, batch: Batch, tx: Any) -> tuple[DQNState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        playing, played, metrics = self.play(state, jax.random.fold_in(key, 0))
+        playing, transitions, metrics = self.play(state, jax.random.fold_in(key, 0))
         memory = replay.added(state.replay, jax.tree.map(
-            lambda x: x.reshape(-1, *x.shape[2:]), played))
+            lambda x: x.reshape(-1, *x.shape[2:]), transitions))
 
         def update(carry: Any, key: Array) -> tuple[Any, Any]:
             params, target, opt_state, memory = carry
@@ -173,23 +162,19 @@ class DQN:
         past = state.step / jnp.maximum(self.explored, 1.)
         epsilon = jnp.maximum(1 - past * (1 - self.epsilon), self.epsilon)
 
-        def act(playing: Playing, key: Array) -> tuple[Playing, Any]:
-            size = len(playing.length)
-            action = self.values(state.params, playing.observation).argmax(-1)
-            other = jax.random.randint(jax.random.fold_in(key, 0), (size,), 0,
-                                       self.env.actions().count)  # type: ignore[union-attr]
-            tried = jax.random.uniform(jax.random.fold_in(key, 1), (size,)) < epsilon
-            action = jnp.where(tried, other, action).astype(jnp.int32)
-            keys = jax.random.split(jax.random.fold_in(key, 2), size)
-            after, step, ended = advance(self.env, keys, playing, action)
-            return after, (playing.observation, action, step, ended)
+        def choose(observation: Array, key: Array) -> Array:
+            return self.tried(self.values(state.params, observation).argmax(-1), key, epsilon)
 
-        playing, (observation, action, step, ended) = jax.lax.scan(
-            act, state.playing, jax.random.split(key, self.horizon))
-        total, factor, following = n_step(step.reward, step.observation, step.terminated,
-                                          ended.ended, self.discount, self.n)
-        return playing, Transition(observation, action, total, factor, following), {
-            **finished(ended), "epsilon": epsilon}
+        playing, transitions, metrics = played(self.env, state.playing, key, self.horizon,
+                                               self.discount, self.n, choose, lambda x: x)
+        return playing, transitions, {**metrics, "epsilon": epsilon}
+
+    def tried(self, action: Array, key: Array, epsilon: Array | float) -> Array:
+        """Actions [N], each replaced by a random one with probability `epsilon`."""
+        other = jax.random.randint(jax.random.fold_in(key, 0), action.shape, 0,
+                                   self.env.actions().count)  # type: ignore[union-attr]
+        random = jax.random.uniform(jax.random.fold_in(key, 1), action.shape) < epsilon
+        return jnp.where(random, other, action).astype(jnp.int32)
 
     def weights(self, probability: Array, memory: Replay) -> Array:
         """(N P)^-beta over the largest of the sample (section 3.4): 1 where all are drawn alike."""
@@ -218,8 +203,4 @@ class DQN:
     def act(self, state: DQNState, observation: Array, key: Array | None) -> Array:
         """The best actions [N] of observations; with a key one in 1 / epsilon is random."""
         action = self.values(state.params, observation).argmax(-1)
-        if key is None:
-            return action
-        other = jax.random.randint(key, action.shape, 0, self.env.actions().count)  # type: ignore
-        tried = jax.random.uniform(jax.random.fold_in(key, 1), action.shape) < self.epsilon
-        return jnp.where(tried, other, action)
+        return action if key is None else self.tried(action, key, self.epsilon)
