@@ -49,7 +49,8 @@ class SoftActorCritic(nn.Module):
     def setup(self) -> None:
         self.actor = Dense(self.widths, self.outputs, self.activation)
         several = nn.vmap(Dense, variable_axes={"params": 0}, split_rngs={"params": True},
-                          in_axes=None, out_axes=0, axis_size=self.critics)
+                          in_axes=None,  # type: ignore[arg-type]
+                          out_axes=0, axis_size=self.critics)
         self.critic = several(self.widths, 1, self.activation)
 
     def __call__(self, observation: Array, action: Array) -> tuple[Array, Array]:
