@@ -22,7 +22,8 @@ from jaxdl.tasks.alphazero import AlphaZero
 def config() -> Experiment:
     return Experiment(
         task=AlphaZero(model=ActorCritic(outputs=9, widths=(128, 128), activation="relu"),
-                       game=Pgx(name="tic_tac_toe"), simulations=32, horizon=9, updates=8),
+                       game=Pgx(name="tic_tac_toe"), simulations=32, horizon=9, updates=8,
+                       opening=4),
         data=Nothing(),
         optimizer=Adam(learning_rate=Cosine(peak=3e-3)),
         evals={"test": Arena(every=100, games=200, opponents={

@@ -11,11 +11,11 @@ Array = jax.Array
 
 
 def compiled(context: Context, name: str, task: Any,
-             call: Callable[[Any, Any, Array], Array]) -> Callable[[Any, Array], Array]:
+             call: Callable[[Any, Any, Array], Any]) -> Callable[[Any, Array], Any]:
     """call(task, state, key), compiled once for an evaluator, for each trial of a sweep too."""
     key = (context.name, name)
     if key not in context.compiled:
-        def run(state: Any, knobs: Any, key: Array) -> Array:
+        def run(state: Any, knobs: Any, key: Array) -> Any:
             bound: Any = task if context.bound is None else context.bound(knobs)
             return call(bound, state, key)
 

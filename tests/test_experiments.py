@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from jaxdl import cli, config, files, record, study, train
+from jaxdl.arena import Arena, OnePly
 from jaxdl.data.digits import Digits
 from jaxdl.data.few_labels import FewLabels
 from jaxdl.data.folder import ImageFolder
@@ -45,6 +46,7 @@ from jaxdl.models.resnet import ResNet
 from jaxdl.optimizer import Muon
 from jaxdl.task import named
 from jaxdl.tasks.adversarial import TRADES
+from jaxdl.tasks.alphazero import AlphaZero
 from jaxdl.tasks.autoencoder import Autoencoder
 from jaxdl.tasks.diffusion import Diffusion
 from jaxdl.tasks.dqn import DQN
@@ -100,9 +102,9 @@ def test_its_docstring_says_command_and_expectation(path: Path) -> None:
     assert f"python launch.py --experiment={path.stem}" in text
     first = text.splitlines()[0]
     assert re.search(r"\d (%|nats|BLEU|ROUGE|bits|dB|of \d)|(MASE|BLEU|error) (of )?\d|"
-                     r"Frechet distance|in %|return above -?\d", first)
+                     r"Frechet distance|in %|return above -?\d|\d of \d+ games", first)
     assert re.search("accuracy|nats|MASE|BLEU|exact answers|ROUGE|frechet|PSNR|error|bits|style|"
-                     "return", text)
+                     "return|losses|wins", text)
     assert len(path.read_text().splitlines()) <= 80
 
 
@@ -156,13 +158,16 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         StyleNetwork: {**seen, "model.channels": (2, 2), "model.blocks": 1},
         PPO: {"env": GridWorld(limit=4), "model.outputs": 4, "horizon": 4},
         DQN: {"env": GridWorld(limit=4), "model.actions": 4, "horizon": 4, "warmup": 1},
+        AlphaZero: {"model.widths": (4,), "simulations": 2, "horizon": 2, "updates": 1,
+                    "sample": 8},
         SAC: {"env": Mirror(), "model.widths": (4,), "horizon": 4, "updates": 1, "warmup": 1},
     }.get(type(experiment.task), {})
     changes |= {f"task.{name}": value for name, value in sizes.items()}
     kept = {name: e for name, e in experiment.evals.items()
             if not isinstance(e, SampleQuality | Translated)}  # they need a classifier's run
     measured = {name: e for name, e in kept.items() if not isinstance(e, Samples)}
-    changes["evals"] = measured or kept
+    changes["evals"] = {name: dataclasses.replace(e, games=2, opponents={"one_ply": OnePly()})
+                        if isinstance(e, Arena) else e for name, e in (measured or kept).items()}
     if isinstance(experiment.data, FashionMnist):
         changes["data.directory"] = str(fabricated_idx(tmp_path / "idx"))
     elif isinstance(experiment.data, TwoDomains):

@@ -69,14 +69,16 @@ class Pgx:
     @functools.cached_property
     def made(self) -> Any:
         """pgx's game."""
-        try:
-            pgx: Any = importlib.import_module("pgx")
-        except ImportError as error:
-            raise UserError(f"Pgx: {error}: pip install 'jaxdl[rl]'.") from error
         if self.name not in BOARDS:
             raise UserError(f"Pgx: name={self.name}: no game of two who move in turn and see all."
                             f"{nearest(self.name, BOARDS)}")
-        return pgx.make(self.name)
+        # Its modules make arrays when they are imported, which must not be those of a trace.
+        with jax.ensure_compile_time_eval():
+            try:
+                pgx: Any = importlib.import_module("pgx")
+            except ImportError as error:
+                raise UserError(f"Pgx: {error}: pip install 'jaxdl[rl]'.") from error
+            return pgx.make(self.name)
 
     def actions(self) -> int:
         return int(self.made.num_actions)

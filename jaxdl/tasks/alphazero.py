@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdl import replay
-from jaxdl.config import Fraction, NonNegative, Size
+from jaxdl.config import Count, Fraction, NonNegative, Size
 from jaxdl.envs.board import Game, Position, chosen
 from jaxdl.errors import UserError
 from jaxdl.replay import Replay
@@ -58,10 +58,10 @@ class AlphaZeroState:
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaZero:
-    """An iteration plays `horizon` moves in each of `batch_size` games against itself, each found by
-    a tree search of `simulations` positions, remembers them, and takes `updates` gradient steps on
-    `sample` positions each, drawn from all that is remembered. With (p, v) = f(s), what the search
-    would do pi, and z, what came of it for who was to move, 1, 0 or -1, the loss is
+    """An iteration plays `horizon` moves in each of `batch_size` games against itself, each move
+    found by a tree search of `simulations` positions, remembers them, and takes `updates` gradient
+    steps on `sample` positions each, drawn from all that is remembered. With (p, v) = f(s), pi what
+    the search would do, and z what came of it for who was to move, 1, 0 or -1, the loss is
 
         mean of value_weight (z - v)^2 - sum_a pi(a) log p(a)
 
@@ -83,6 +83,8 @@ class AlphaZero:
       considered: actions that "gumbel" tries at the root.
       noise: share of Dirichlet noise in the policy at the root of "puct".
       concentration: of that noise; the paper has 0.3 for chess and 0.03 for Go.
+      opening: a game begins after so many random moves at most, so that also what a good player
+        would never come to is learned; they are not remembered.
       horizon: moves of an iteration.
       updates: gradient steps of an iteration.
       sample: positions of each.
@@ -97,6 +99,7 @@ class AlphaZero:
     considered: Size = 16
     noise: Fraction = 0.25
     concentration: NonNegative = 0.3
+    opening: Count = 0
     horizon: Size = 16
     updates: Size = 8
     sample: Size = 256
@@ -116,7 +119,7 @@ class AlphaZero:
         if size * self.horizon > self.memory:
             raise UserError(f"task.memory={self.memory}: an iteration plays batch_size * horizon = "
                             f"{size * self.horizon} positions.")
-        positions = jax.vmap(self.game.begin)(jax.random.split(jax.random.fold_in(key, 1), size))
+        positions = self.opened(jax.random.split(jax.random.fold_in(key, 1), size))
         (said, _), variables = self.model.init_with_output(key, positions.observation, True)
         if said.shape[-1] != self.game.actions():
             raise UserError(f"task.model: says {said.shape[-1]} numbers of what to do; task.game "
@@ -128,6 +131,21 @@ class AlphaZero:
                               opt_state=tx.init(params), positions=positions,
                               moves=jnp.zeros(size, jnp.int32),
                               replay=replay.empty(row, self.memory))
+
+    def opened(self, keys: Array) -> Position:
+        """New games, for keys [N], after their random moves; none of these ends a game."""
+        positions = jax.vmap(self.game.begin)(keys)
+        if not self.opening:
+            return positions
+        count = jax.vmap(lambda key: jax.random.randint(key, (), 0, self.opening + 1))(keys)
+
+        def move(positions: Position, i: Array) -> tuple[Position, None]:
+            action = jax.vmap(lambda key, legal: jax.random.categorical(
+                jax.random.fold_in(key, i), jnp.where(legal, 0., -jnp.inf)))(keys, positions.legal)
+            after = jax.vmap(self.game.play)(positions, action)
+            return chosen((i < count) & ~after.over, after, positions), None
+
+        return jax.lax.scan(move, positions, jnp.arange(self.opening))[0]
 
     def apply(self, params: Any, observation: Array) -> tuple[Array, Array]:
         """(logits [N, actions], values [N] within -1 and 1) of observations [N, ...]."""
@@ -195,8 +213,7 @@ class AlphaZero:
             action, policy = self.searched(state.params, positions, jax.random.fold_in(key, 0),
                                            True)
             after = jax.vmap(self.game.play)(positions, action)
-            fresh = jax.vmap(self.game.begin)(jax.random.split(jax.random.fold_in(key, 1),
-                                                               len(moves)))
+            fresh = self.opened(jax.random.split(jax.random.fold_in(key, 1), len(moves)))
             seen = (positions.observation, positions.legal, policy, after.reward, after.over,
                     moves + 1)
             return (chosen(after.over, fresh, after),
