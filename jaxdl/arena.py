@@ -127,7 +127,7 @@ def solved(game: Game, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     random = np.random.default_rng(0)
     for _ in range(100):
         factors = random.integers(0, 1 << 32, observations[0].size, np.uint32)
-        codes = np.asarray(coded(observations, factors))
+        codes = np.asarray(coded(jnp.asarray(observations), factors))
         if len(np.unique(codes)) == len(codes):
             order = np.argsort(codes)
             return codes[order], (worth == value[:, None])[order], factors
