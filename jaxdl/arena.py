@@ -63,7 +63,8 @@ class Perfect:
     limit: Size = 50_000
 
     def prepared(self, game: Game) -> Mover:
-        codes, best, factors = solved(game, self.limit)
+        with jax.ensure_compile_time_eval():  # The game is solved now, whatever is being traced.
+            codes, best, factors = solved(game, self.limit)
 
         def move(positions: Position, key: Array) -> Array:
             rows = jnp.searchsorted(jnp.asarray(codes), coded(positions.observation, factors))
@@ -183,8 +184,10 @@ class Arena:
         for first in (0, 1):
             players = (one, other) if first == 0 else (other, one)
             count = (self.games + 1 - first) // 2
+            # Other games against each opponent.
+            key = jax.random.fold_in(jax.random.key(first), list(self.opponents).index(other))
             positions = compiled(context, f"begin {count}", task, lambda task, _, key, n=count: (
-                jax.vmap(task.game.begin)(jax.random.split(key, n))))(state, jax.random.key(first))
+                jax.vmap(task.game.begin)(jax.random.split(key, n))))(state, key)
             result = np.zeros(count)
             for move in itertools.count():
                 context.poll()
@@ -193,7 +196,7 @@ class Arena:
                     break
                 name = players[move % 2]
                 positions = compiled(context, f"move {name} {count}", task, functools.partial(
-                    self.moved, name))((state, positions), jax.random.key(2 * move + first))
+                    self.moved, name))((state, positions), jax.random.fold_in(key, move))
                 won = np.asarray(positions.reward) * (1 if name == one else -1)
                 result = np.where(over, result, won)
             results.append(result)
