@@ -23,7 +23,7 @@ def config() -> Experiment:
     return Experiment(
         task=AlphaZero(model=ActorCritic(outputs=7, widths=(256, 256), activation="relu"),
                        game=Pgx(name="connect_four"), simulations=32, horizon=21, updates=8,
-                       memory=50_000),
+                       memory=50_000, opening=8),
         data=Nothing(),
         optimizer=Adam(learning_rate=Cosine(peak=2e-3)),
         evals={"test": Arena(every=100, games=200, opponents={

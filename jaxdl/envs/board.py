@@ -7,12 +7,16 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxdl.envs import frames
 from jaxdl.errors import UserError, nearest
 
 Array = jax.Array
 BOARDS = ("animal_shogi", "chess", "connect_four", "gardner_chess", "go_9x9", "go_19x19", "hex",
           "othello", "shogi", "tic_tac_toe")  # of pgx: in turn, nothing hidden, no chance
+
+STONES = ("connect_four", "go_9x9", "go_19x19", "othello", "tic_tac_toe")
 
 
 class Position(NamedTuple):
@@ -91,6 +95,14 @@ class Pgx:
     def play(self, position: Position, action: Array) -> Position:
         after = self.made.step(position.state, action)
         return self.position(after, position.state.current_player)
+
+    def frame(self, position: Position, moves: int) -> np.ndarray | None:
+        """The board after so many moves, of the games whose observations begin with the stones of
+        the player to move and those of the other one."""
+        if self.name not in STONES:
+            return None
+        mine, theirs = np.moveaxis(np.asarray(position.observation)[..., :2], -1, 0)
+        return frames.stones(*((mine, theirs) if moves % 2 == 0 else (theirs, mine)))
 
     def position(self, state: Any, mover: Array) -> Position:
         """What there is to know of pgx's state after a move of `mover`."""

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl.config import Size
+from jaxdl.envs import frames
 from jaxdl.envs.environment import Discrete, Step
 from jaxdl.errors import UserError
 
@@ -82,3 +83,12 @@ class GridWorld:
         reward = goal.astype(jnp.float32) - pit - 0.01
         return Place(at, time), Step(self.observed(at), reward, goal | pit,
                                      (time >= self.limit) & ~(goal | pit))
+
+    def frame(self, state: Place, observation: np.ndarray) -> np.ndarray:
+        """Walls black, goals green, pits red, and where it is blue."""
+        image = np.ones((*self.fields.shape, 3), np.float32)
+        for mark, colour in (("#", (0.15, 0.15, 0.15)), ("G", (0.2, 0.7, 0.3)),
+                             ("X", (0.85, 0.25, 0.2))):
+            image[self.fields == mark] = colour
+        image[tuple(np.asarray(state.at))] = 0.2, 0.4, 0.85
+        return frames.enlarged(image)

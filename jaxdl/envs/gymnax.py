@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdl.envs import frames
 from jaxdl.envs.environment import Box, Discrete, Step
 from jaxdl.errors import UserError, nearest
 
@@ -65,6 +66,12 @@ class Gymnax:
         return after, Step(jnp.asarray(observation, jnp.float32),
                            jnp.asarray(reward, jnp.float32).reshape(()),
                            jnp.asarray(terminated), truncated)
+
+    def frame(self, state: Any, observation: np.ndarray) -> np.ndarray | None:
+        """What a state looks like (`envs.frames`), where there is a picture of it."""
+        if self.name in frames.STATES:
+            return frames.STATES[self.name](state)
+        return frames.channels(observation) if observation.ndim == 3 else None
 
 
 def strong(x: Any) -> Array:
