@@ -3,6 +3,7 @@
 import re
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -49,6 +50,30 @@ def _backward(transposed: bool, saved: tuple[Array, Array], g: Array) -> tuple[A
 
 
 _matmul.defvjp(_forward, _backward)
+
+
+def narrow(x: Array, w: Array, dimensions: Any, **options: Any) -> Array:
+    """x w of small matrices, x [B, K] and w [K, N], for `nn.Dense(dot_general=narrow)`.
+
+    On CPU its gradient of w contracts a transposed copy of x. Up to some hundred columns this takes
+    a third of the time of what XLA makes of the usual form; of wide ones it takes longer.
+    """
+    if jax.default_backend() != "cpu" or x.ndim != 2:
+        return lax.dot_general(x, w, dimensions, **options)
+    return _narrow(x, w)
+
+
+@jax.custom_vjp
+def _narrow(x: Array, w: Array) -> Array:
+    return x @ w
+
+
+def _narrow_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, w = saved
+    return g @ w.T, lax.optimization_barrier(x.T) @ g  # else XLA would rename the axes, not move
+
+
+_narrow.defvjp(lambda x, w: (x @ w, (x, w)), _narrow_backward)
 
 
 def contract(a: Array, b: Array, axis: int) -> Array:

@@ -107,3 +107,11 @@ def test_gymnax() -> None:
     with pytest.raises(UserError, match=r"name=CartPole-v2: no such environment\. Did"):
         _ = Gymnax(name="CartPole-v2").actions()
     assert config.from_json(config.to_json(env)) == env
+
+
+def test_what_gymnax_makes_while_a_function_is_traced_serves_the_next_one() -> None:
+    pytest.importorskip("gymnax", reason="pip install 'jaxdl[rl]'")
+    env = Gymnax(name="Breakout-MinAtar")  # It has arrays of its own.
+    state, _ = jax.jit(env.reset)(KEY)
+    _, step = jax.jit(env.step)(KEY, state, jnp.int32(0))
+    assert step.observation.shape == env.shape() == (10, 10, 4)

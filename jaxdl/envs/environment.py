@@ -122,15 +122,16 @@ def advance(env: Environment, keys: Array, playing: Playing,
             action: Array) -> tuple[Playing, Step, Ended]:
     """(what goes on, answers, episodes that have ended) after an action in each environment. An
     episode that has ended is followed by another one; the answer is still that of the old."""
-    def one(key: Array, state: Any, action: Array) -> tuple[Any, Array, Step]:
-        state, step = env.step(key, state, action)
-        fresh, first = env.reset(jax.random.fold_in(key, 1))
-        over = step.terminated | step.truncated
-        state = jax.tree.map(lambda a, b: jnp.where(over, a, b), fresh, state)
-        return state, jnp.where(over, first, step.observation), step
-
-    states, observation, step = jax.vmap(one)(keys, playing.states, action)
+    states, step = jax.vmap(env.step)(keys, playing.states, action)
     over = step.terminated | step.truncated
+
+    def again() -> tuple[Any, Array]:
+        fresh = jax.vmap(lambda key: env.reset(jax.random.fold_in(key, 1)))(keys)
+        return jax.vmap(lambda over, a, b: jax.tree.map(lambda a, b: jnp.where(over, a, b), a, b))(
+            over, fresh, (states, step.observation))
+
+    # At most steps no episode ends, and to begin one may take long.
+    states, observation = jax.lax.cond(over.any(), again, lambda: (states, step.observation))
     total, length = playing.total + step.reward, playing.length + 1
     return (Playing(states, observation, jnp.where(over, 0, total), jnp.where(over, 0, length)),
             step, Ended(over, total, length))

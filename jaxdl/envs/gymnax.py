@@ -37,7 +37,8 @@ class Gymnax:
         if self.name not in gymnax.registered_envs:
             raise UserError(f"Gymnax: name={self.name}: no such environment."
                             f"{nearest(self.name, gymnax.registered_envs)}")
-        return gymnax.make(self.name)
+        with jax.ensure_compile_time_eval():  # Its arrays are kept, whatever is traced now.
+            return gymnax.make(self.name)
 
     def actions(self) -> Discrete | Box:
         env, params = self.made

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jaxdl.config import Size
 from jaxdl.layers import Activation, Conv, activate
+from jaxdl.matmul import narrow
 
 Array = jax.Array
 
@@ -46,6 +47,7 @@ class ActorCritic(nn.Module):
         widths: Sequence[int] = self.widths
         for i, width in enumerate(widths):
             x = nn.Dense(width, kernel_init=nn.initializers.orthogonal(jnp.sqrt(2.)),
-                         name=f"{name}{i + 1}")(x)
+                         dot_general=narrow, name=f"{name}{i + 1}")(x)
             x = activate(x, self.activation)
-        return nn.Dense(outputs, kernel_init=nn.initializers.orthogonal(scale), name=name)(x)
+        return nn.Dense(outputs, kernel_init=nn.initializers.orthogonal(scale),
+                        dot_general=narrow, name=name)(x)

@@ -124,7 +124,7 @@ class PPO:
         playing, played, metrics = self.play(state, key)
 
         def learn(carry: tuple[Any, Any], key: Array) -> tuple[tuple[Any, Any], Any]:
-            order = jax.random.permutation(key, len(flat.value))
+            order = shuffled(key, len(flat.value))
             parts = jax.tree.map(lambda x: x[order].reshape(self.minibatches, -1, *x.shape[1:]),
                                  flat)
             return jax.lax.scan(update, carry, parts)
@@ -146,15 +146,14 @@ class PPO:
 
     def play(self, state: PPOState, key: Array) -> tuple[Playing, Played, Metrics]:
         """(environments, what was played, metrics) after `horizon` steps."""
-        def act(playing: Playing, key: Array) -> tuple[Playing, Any]:
-            keys = jax.random.split(key, 2 * len(playing.length)).reshape(2, -1)
+        def act(playing: Playing, keys: Array) -> tuple[Playing, Any]:
             said, value = self.apply(state.params, playing.observation)
             action = jax.vmap(self.policy.sample)(said, keys[0])
             after, step, ended = advance(self.env, keys[1], playing, self.policy.bounded(action))
             logs = self.policy.log_probability(said, action)
             return after, (playing.observation, action, logs, value, step, ended)
 
-        keys = jax.random.split(key, self.horizon)
+        keys = jax.random.split(key, (self.horizon, 2, len(state.playing.length)))
         playing, (observation, action, logs, value, step, ended) = jax.lax.scan(
             act, state.playing, keys)
         # Of what followed each step, also where the episode ended: one more pass of the network.
@@ -190,3 +189,11 @@ class PPO:
             return self.policy.bounded(self.policy.mode(said))
         keys = jax.random.split(key, len(observation))
         return self.policy.bounded(jax.vmap(self.policy.sample)(said, keys))
+
+
+def shuffled(key: Array, count: int) -> Array:
+    """0 ... count - 1 in a random order: sorted random numbers, whose last bits these are. XLA
+    sorts one array in a tenth of the time that pairs take it on CPU."""
+    bits = (count - 1).bit_length()
+    drawn = jax.random.bits(key, (count,)) << bits | jnp.arange(count, dtype=jnp.uint32)
+    return jnp.sort(drawn) & jnp.uint32((1 << bits) - 1)

@@ -1,0 +1,32 @@
+"""MinAtar's Breakout: 28 bricks and more in an episode, learned by PPO on one core.
+
+    pip install 'jaxdl[rl]'
+    python launch.py --experiment=ppo_minatar_breakout
+
+Breakout on ten by ten fields (Young & Tian 2019, https://arxiv.org/abs/1903.03176), as gymnax has
+it, where an episode ends after 1,000 steps. gymnax publishes a return of 28 for PPO with two dense
+layers of 256 units after 10,000,000 steps (its README of version 1.0.1); here it is two of 64 for
+the policy and two for the value, 5,000,000 steps in 64 environments, and the same is expected of
+`test/return`, over 100 episodes of the likeliest actions. The layers are
+dense: on CPU, gradients of convolutions inside the loop over minibatches take fifty times as long.
+"""
+
+from jaxdl.data.nothing import Nothing
+from jaxdl.envs.gymnax import Gymnax
+from jaxdl.episodes import Episodes
+from jaxdl.experiment import Best, Experiment
+from jaxdl.models.actor_critic import ActorCritic
+from jaxdl.optimizer import Adam, Linear
+from jaxdl.tasks.ppo import PPO
+
+
+def config() -> Experiment:
+    return Experiment(
+        task=PPO(model=ActorCritic(outputs=3, widths=(64, 64)), env=Gymnax(name="Breakout-MinAtar"),
+                 horizon=128, minibatches=8),
+        data=Nothing(),
+        optimizer=Adam(learning_rate=Linear(peak=2.5e-3, end=0.), clip=0.5),
+        evals={"test": Episodes(every=122, count=100, limit=1_000)},
+        best=Best(metric="test/return"),
+        steps=610, batch_size=64, log_every=10,  # 610 * 64 * 128 = 5,000,000 steps
+    )
