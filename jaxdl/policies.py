@@ -95,3 +95,11 @@ class Gaussian:
 def policy(actions: Discrete | Box) -> Policy:
     """That of a kind of actions."""
     return Categorical(actions.count) if isinstance(actions, Discrete) else Gaussian(actions)
+
+
+def chosen(policy: Policy, said: Array, key: Array | None) -> Array:
+    """What the environments are given, of what a network says [N, outputs]: drawn with the key;
+    None takes the likeliest."""
+    if key is None:
+        return policy.bounded(policy.mode(said))
+    return policy.bounded(jax.vmap(policy.sample)(said, jax.random.split(key, len(said))))
