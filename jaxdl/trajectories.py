@@ -73,8 +73,8 @@ def played(task: Any, state: Any, *, count: int, seed: int = 0, drawn: bool = Fa
 
 def save(path: str | os.PathLike[str], trajectories: Trajectories) -> None:
     """Writes them as an npz file."""
-    file = io.BytesIO()
-    np.savez(file, **trajectories)
+    file, arrays = io.BytesIO(), dict[str, Any](trajectories)
+    np.savez(file, **arrays)
     write_atomically(Path(path).expanduser(), file.getvalue())
 
 
