@@ -19,6 +19,21 @@ Array = jax.Array
 PART = 100  # steps between two looks at whether all episodes have ended, at most
 
 
+def carried(task: Any, count: int) -> Any:
+    """What a task's policy carries before the first observation of each episode: that of its
+    method `start`, () where it has none."""
+    return task.start(count) if hasattr(task, "start") else ()
+
+
+def acted(task: Any, state: Any, observation: Array, key: Array | None,
+          carry: Any) -> tuple[Array, Any]:
+    """(actions [N, ...] of observations, what is carried on), drawn with the key; None takes the
+    likeliest."""
+    if hasattr(task, "start"):
+        return task.act(state, observation, key, carry)
+    return task.act(state, observation, key), ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Episodes:
     """Plays `count` episodes of the task's environment from their beginning, always from the same
@@ -48,20 +63,20 @@ class Episodes:
 
         def start(task: Any, state: Any, key: Array) -> Any:
             zeros = jnp.zeros(self.count)
-            return (begin(task.env, jax.random.split(key, self.count)), zeros, zeros,
-                    jnp.zeros(self.count, bool))
+            return (begin(task.env, jax.random.split(key, self.count)),
+                    carried(task, self.count), zeros, zeros, jnp.zeros(self.count, bool))
 
         def part(task: Any, given: Any, key: Array) -> Any:
             state, now = given
 
             def one(now: Any, key: Array) -> tuple[Any, None]:
-                playing, total, length, over = now
-                action = task.act(state, playing.observation,
-                                  jax.random.fold_in(key, 0) if self.drawn else None)
+                playing, carry, total, length, over = now
+                action, carry = acted(task, state, playing.observation,
+                                      jax.random.fold_in(key, 0) if self.drawn else None, carry)
                 keys = jax.random.split(jax.random.fold_in(key, 1), self.count)
                 playing, _, ended = advance(task.env, keys, playing, action)
                 first = ended.ended & ~over
-                return (playing, jnp.where(first, ended.total, total),
+                return (playing, carry, jnp.where(first, ended.total, total),
                         jnp.where(first, ended.length, length), over | ended.ended), None
 
             return jax.lax.scan(one, now, jax.random.split(key, size))[0]
@@ -73,9 +88,9 @@ class Episodes:
         for i in range(math.ceil(self.limit / size)):
             context.poll()
             now = go_on((state, now), jax.random.fold_in(key, i))
-            if np.asarray(now[3]).all():
+            if np.asarray(now[-1]).all():
                 break
-        playing, total, length, over = jax.device_get(now)
+        playing, _, total, length, over = jax.device_get(now)
         total = np.where(over, total, playing.total)
         length = np.where(over, length, playing.length)
         return {"return": float(total.mean()),

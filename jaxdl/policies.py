@@ -36,6 +36,10 @@ class Policy(Protocol):
         """What the environment is given."""
         ...
 
+    def own(self, given: Array) -> Array:
+        """The action of which that is `bounded`."""
+        ...
+
 
 class Categorical:
     """Actions 0 ... count - 1, from logits."""
@@ -58,6 +62,9 @@ class Categorical:
 
     def bounded(self, action: Array) -> Array:
         return action
+
+    def own(self, given: Array) -> Array:
+        return given
 
 
 class Gaussian:
@@ -88,8 +95,16 @@ class Gaussian:
         return (log_deviation + 0.5 * jnp.log(2 * jnp.pi * jnp.e)).sum(-1)
 
     def bounded(self, action: Array) -> Array:
-        middle, half = (self.box.high + self.box.low) / 2, (self.box.high - self.box.low) / 2
+        middle, half = self._range()
         return middle + half * jnp.clip(action, -1, 1)
+
+    def own(self, given: Array) -> Array:
+        middle, half = self._range()
+        return (given - middle) / half
+
+    def _range(self) -> tuple[float, float]:
+        """Its middle, and half of its width."""
+        return (self.box.high + self.box.low) / 2, (self.box.high - self.box.low) / 2
 
 
 class Squashed:
@@ -119,3 +134,11 @@ class Squashed:
 def policy(actions: Discrete | Box) -> Policy:
     """That of a kind of actions."""
     return Categorical(actions.count) if isinstance(actions, Discrete) else Gaussian(actions)
+
+
+def chosen(policy: Policy, said: Array, key: Array | None) -> Array:
+    """What the environments are given, of what a network says [N, outputs]: drawn with the key;
+    None takes the likeliest."""
+    if key is None:
+        return policy.bounded(policy.mode(said))
+    return policy.bounded(jax.vmap(policy.sample)(said, jax.random.split(key, len(said))))

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxdl import cli, config, files, record, study, train
+from jaxdl import cli, config, files, record, study, train, trajectories
 from jaxdl.arena import Arena, OnePly
+from jaxdl.data.demonstrations import DemonstrationFile, DemonstrationsOfRun
 from jaxdl.data.digits import Digits
 from jaxdl.data.few_labels import FewLabels
 from jaxdl.data.folder import ImageFolder
@@ -48,6 +49,7 @@ from jaxdl.task import named
 from jaxdl.tasks.adversarial import TRADES
 from jaxdl.tasks.alphazero import AlphaZero
 from jaxdl.tasks.autoencoder import Autoencoder
+from jaxdl.tasks.behaviour_cloning import BehaviourCloning
 from jaxdl.tasks.diffusion import Diffusion
 from jaxdl.tasks.dqn import DQN
 from jaxdl.tasks.flow import Flow
@@ -161,6 +163,7 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         AlphaZero: {"model.widths": (4,), "simulations": 2, "horizon": 2, "updates": 1,
                     "sample": 8},
         SAC: {"env": Mirror(), "model.widths": (4,), "horizon": 4, "updates": 1, "warmup": 1},
+        BehaviourCloning: {"env": GridWorld(limit=4), "model.classes": 4},
     }.get(type(experiment.task), {})
     changes |= {f"task.{name}": value for name, value in sizes.items()}
     kept = {name: e for name, e in experiment.evals.items()
@@ -218,6 +221,8 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
                                     tokenizer=Words(vocabulary=20))
         changes |= {f"task.model.{name}": size for name, size in (
             ("vocabulary", 20), ("embedding", 4), ("width", 8))}
+    elif isinstance(experiment.data, DemonstrationsOfRun):
+        changes["data"] = DemonstrationFile(path=str(fabricated_episodes(tmp_path / "played.npz")))
     elif isinstance(experiment.data, Poisson):
         changes |= {"data.data": Digits(size=28, channels=1), "data.expected": 4}
     elif isinstance(experiment.data, FewLabels | TwoDigits):
@@ -277,6 +282,16 @@ def fabricated_text(path: Path, data: LongText | Lines | Pairs) -> LongText | Li
         return Lines(path=str(path))
     path.write_text("\n".join(f"{word}\t{word[::-1]}" for word in words))
     return PairFile(path=str(path), tokenizer=Characters(), longest=8, buckets=1)
+
+
+def fabricated_episodes(path: Path) -> Path:
+    """Ten episodes of eight random steps in a grid world."""
+    random = np.random.default_rng(0)
+    trajectories.save(path, {
+        "observation": np.eye(16, dtype=np.float32)[random.integers(0, 16, 80)],
+        "action": random.integers(0, 4, 80), "reward": np.zeros(80, np.float32),
+        "episode": np.repeat(np.arange(10), 8)})
+    return path
 
 
 def fabricated_series(path: Path) -> Path:

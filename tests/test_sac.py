@@ -1,6 +1,7 @@
 """Soft actor-critic: its densities and losses against NumPy, and what it learns."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -132,21 +133,29 @@ def test_mistakes(changes: dict[str, Any], message: str) -> None:
         jax.eval_shape(lambda: dataclasses.replace(TASK, **changes).init(KEY, BATCH, TX))
 
 
-FILE = '''
+FILE = f'''
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
 from jaxdl.data.nothing import Nothing
 from jaxdl.episodes import Episodes
 from jaxdl.experiment import Experiment, Mesh
 from jaxdl.models.soft_actor_critic import SoftActorCritic
 from jaxdl.optimizer import Adam, Constant
+from jaxdl.envs.environment import Box, Discrete, Step
 from jaxdl.tasks.sac import SAC
-from tests.test_sac import Mirror
+
+{inspect.getsource(Mirror)}
 
 def config():
     return Experiment(
         task=SAC(model=SoftActorCritic(outputs=2, widths=(32,)), env=Mirror(), memory=1_000,
                  warmup=5, sample=64, updates=16, target_rate=0.02, temperature=0.3, discount=0.9),
         data=Nothing(), optimizer=Adam(learning_rate=Constant(peak=3e-3)),
-        evals={"test": Episodes(every=60, count=50, limit=8)},
+        evals={{"test": Episodes(every=60, count=50, limit=8)}},
         steps=60, batch_size=8, log_every=20, save_every=5, mesh=Mesh(data=1))
 '''
 

@@ -78,7 +78,7 @@ def acrobot(state: Any) -> np.ndarray:
     canvas = Canvas(2.3)
     first, second = (np.asarray(x).item() for x in (state.joint_angle1, state.joint_angle2))
     elbow = np.array([np.sin(first), -np.cos(first)])
-    hand = elbow + [np.sin(first + second), -np.cos(first + second)]
+    hand = elbow + np.array([np.sin(first + second), -np.cos(first + second)])
     canvas.line((-2.3, 1), (2.3, 1), colour=SIGN)
     canvas.line((0, 0), elbow, colour=WOOD, width=0.15)
     canvas.line(elbow, hand, colour=WOOD, width=0.15)
@@ -125,7 +125,7 @@ def enlarged(image: np.ndarray) -> np.ndarray:
 
 
 def stones(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-    """A board [H, W] with the stones of two players: round, black the first and white the second."""
+    """A board [H, W] with the stones of two players, one's black and the other's white."""
     rows, columns = mine.shape
     canvas = Canvas(max(rows, columns) / 2, (columns / 2, rows / 2))
     canvas.box((0, 0), (columns, rows), "#e3c58f")

@@ -240,7 +240,7 @@ def changes(rows: Transition) -> Array:
 
 
 def measured(memory: Replay) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """(mean, deviation) of the model's inputs and of what it predicts, of all that is remembered."""
+    """(mean, deviation) of the model's inputs, and of what it predicts, in all that is known."""
     rows, there = memory.rows, (memory.priority > 0)[:, None]
 
     def of(x: Array) -> tuple[Array, Array]:

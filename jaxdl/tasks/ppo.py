@@ -4,55 +4,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxdl.config import Between, Fraction, NonNegative, Size
-from jaxdl.envs.environment import Environment, Playing, advance, begin, finished
 from jaxdl.errors import UserError
-from jaxdl.policies import Policy, policy
 from jaxdl.returns import advantages
-from jaxdl.task import Batch, Mean, Metrics
+from jaxdl.task import Batch, Metrics
+from jaxdl.tasks.on_policy import OnPolicy, OnPolicyState
 
 Array = jax.Array
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class PPOState:
-    """All that changes in training: arrays only.
-
-    Attributes:
-      step: int32, iterations done, each of which plays and learns.
-      seen: uint32, environments that they began in: the position in the data.
-      key: the run's random key.
-      params: of the network.
-      opt_state: of Optax.
-      playing: the environments, in the middle of their episodes.
-    """
-
-    step: Array
-    seen: Array
-    key: Array
-    params: Any
-    opt_state: Any
-    playing: Playing
-
-
 class Played(NamedTuple):
-    """What was seen and done, [T, N, ...], and what the policy said of it then."""
+    """What is learned from: what was seen and done, and what the policy said of it then. If the
+    model carries something along, also where episodes begin, and what it carried before."""
 
     observation: Array
     action: Array
     log_probability: Array
     value: Array
     advantage: Array
+    fresh: Array | None = None
+    carry: Any = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPO:
+class PPO(OnPolicy):
     """An iteration plays `horizon` steps in each of `batch_size` environments, and then takes
     `epochs` times `minibatches` gradient steps on what was played. The loss is
 
@@ -64,15 +43,19 @@ class PPO:
     normalised in each minibatch, and the return A + V as they were. An episode that is cut off for
     its length goes on in its value (Pardo et al. 2018, https://arxiv.org/abs/1712.00378).
 
+    A model may carry something from step to step, as recurrent networks do: see `OnPolicy`. Its
+    minibatches are of whole environments, whose steps it is led through again, from what it carried
+    then on.
+
     The data is `Nothing()`.
 
     Attributes:
-      model: called as model(observations [N, ...], train), returns (policy [N, outputs], values
-        [N]); see `models.actor_critic`.
+      model: of policy and value; see `models.actor_critic`.
       env: what is played.
       horizon: T.
       epochs: passes over what was played.
-      minibatches: parts of it, which must divide horizon * batch_size.
+      minibatches: parts of it, which must divide horizon * batch_size; batch_size, if the model
+        carries something along.
       discount: gamma.
       decay: lambda of the advantages.
       clip: epsilon.
@@ -80,9 +63,6 @@ class PPO:
       entropy_weight: c2.
     """
 
-    model: nn.Module
-    env: Environment
-    horizon: Size = 128
     epochs: Size = 4
     minibatches: Size = 4
     discount: Annotated[float, Between(0, 1)] = 0.99
@@ -95,38 +75,26 @@ class PPO:
         """Gradient steps of an iteration."""
         return self.epochs * self.minibatches
 
-    @property
-    def policy(self) -> Policy:
-        """How actions follow from what the model says."""
-        return policy(self.env.actions())
+    def init(self, key: Array, batch: Batch, tx: Any) -> OnPolicyState:
+        size, length = len(batch["mask"]), 1 if self.carries else self.horizon
+        if size * length % self.minibatches:
+            what = "batch_size" if self.carries else "batch_size * horizon"
+            raise UserError(f"task.minibatches={self.minibatches} does not divide {what} = "
+                            f"{size * length}.")
+        return super().init(key, batch, tx)
 
-    def init(self, key: Array, batch: Batch, tx: Any) -> PPOState:
-        size = len(batch["mask"])
-        if size * self.horizon % self.minibatches:
-            raise UserError(f"task.minibatches={self.minibatches} does not divide batch_size * "
-                            f"horizon = {size * self.horizon}.")
-        playing = begin(self.env, jax.random.split(jax.random.fold_in(key, 1), size))
-        params = self.model.init(key, playing.observation, True)["params"]
-        said, _ = self.apply(params, playing.observation)
-        if said.shape[-1] != self.policy.outputs:
-            raise UserError(f"task.model: says {said.shape[-1]} numbers of what to do; the actions "
-                            f"of task.env take {self.policy.outputs} (outputs).")
-        return PPOState(step=jnp.int32(0), seen=jnp.uint32(0), key=jax.random.fold_in(key, 2),
-                        params=params, opt_state=tx.init(params), playing=playing)
-
-    def apply(self, params: Any, observation: Array) -> tuple[Array, Array]:
-        """(policy, values) of observations [N, ...]."""
-        found: Any = self.model.apply({"params": params}, observation, False)
-        return found
-
-    def step(self, state: PPOState, batch: Batch, tx: Any) -> tuple[PPOState, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
-        playing, played, metrics = self.play(state, key)
+    def step(self, state: OnPolicyState, batch: Batch, tx: Any) -> tuple[OnPolicyState, Metrics]:
+        key, before = jax.random.fold_in(state.key, state.step), state.carry
+        state, steps, metrics = self.play(state, key)
+        advantage = advantages(steps.reward, steps.value, steps.following, steps.terminated,
+                               steps.ended, self.discount, self.decay)
+        rows = self.rows(Played(steps.observation, steps.action, steps.log_probability,
+                                steps.value, advantage, steps.fresh))._replace(carry=before)
 
         def learn(carry: tuple[Any, Any], key: Array) -> tuple[tuple[Any, Any], Any]:
-            order = shuffled(key, len(flat.value))
+            order = shuffled(key, len(rows.value))
             parts = jax.tree.map(lambda x: x[order].reshape(self.minibatches, -1, *x.shape[1:]),
-                                 flat)
+                                 rows)
             return jax.lax.scan(update, carry, parts)
 
         def update(carry: tuple[Any, Any], part: Played) -> tuple[tuple[Any, Any], Any]:
@@ -136,36 +104,16 @@ class PPO:
             found = {**found, "grad_norm": optax.tree.norm(gradient)}
             return (optax.apply_updates(params, updates), opt_state), found
 
-        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), played)
         keys = jax.random.split(jax.random.fold_in(key, self.horizon), self.epochs)
         (params, opt_state), found = jax.lax.scan(learn, (state.params, state.opt_state), keys)
         return replace(state, step=state.step + 1,
                        seen=state.seen + jnp.uint32(len(batch["mask"])), params=params,
-                       opt_state=opt_state, playing=playing), {
+                       opt_state=opt_state), {
                            **metrics, **{name: x.mean() for name, x in found.items()}}
-
-    def play(self, state: PPOState, key: Array) -> tuple[Playing, Played, Metrics]:
-        """(environments, what was played, metrics) after `horizon` steps."""
-        def act(playing: Playing, keys: Array) -> tuple[Playing, Any]:
-            said, value = self.apply(state.params, playing.observation)
-            action = jax.vmap(self.policy.sample)(said, keys[0])
-            after, step, ended = advance(self.env, keys[1], playing, self.policy.bounded(action))
-            logs = self.policy.log_probability(said, action)
-            return after, (playing.observation, action, logs, value, step, ended)
-
-        keys = jax.random.split(key, (self.horizon, 2, len(state.playing.length)))
-        playing, (observation, action, logs, value, step, ended) = jax.lax.scan(
-            act, state.playing, keys)
-        # Of what followed each step, also where the episode ended: one more pass of the network.
-        _, following = self.apply(state.params, step.observation.reshape(
-            -1, *step.observation.shape[2:]))
-        advantage = advantages(step.reward, value, following.reshape(value.shape),
-                               step.terminated, ended.ended, self.discount, self.decay)
-        return playing, Played(observation, action, logs, value, advantage), finished(ended)
 
     def loss(self, params: Any, part: Played) -> tuple[Array, Mapping[str, Array]]:
         """(loss, metrics) of a minibatch."""
-        said, value = self.apply(params, part.observation)
+        said, value = self.again(params, part.observation, part.carry, part.fresh)
         logs = self.policy.log_probability(said, part.action)
         change = logs - part.log_probability
         ratio = jnp.exp(change)
@@ -178,22 +126,12 @@ class PPO:
                        "entropy": entropy, "kl": (ratio - 1 - change).mean(),
                        "clipped": (jnp.abs(ratio - 1) > self.clip).astype(jnp.float32).mean()}
 
-    def evaluate(self, state: PPOState, batch: Batch) -> Mapping[str, Mean]:
-        raise UserError("PPO has no test data to be evaluated on; its evaluator is "
-                        "episodes.Episodes.")
-
-    def act(self, state: PPOState, observation: Array, key: Array | None) -> Array:
-        """Actions [N, ...] of observations, drawn with the key; None takes the likeliest."""
-        said, _ = self.apply(state.params, observation)
-        if key is None:
-            return self.policy.bounded(self.policy.mode(said))
-        keys = jax.random.split(key, len(observation))
-        return self.policy.bounded(jax.vmap(self.policy.sample)(said, keys))
-
 
 def shuffled(key: Array, count: int) -> Array:
     """0 ... count - 1 in a random order: sorted random numbers, whose last bits these are. XLA
     sorts one array in a tenth of the time that pairs take it on CPU."""
     bits = (count - 1).bit_length()
+    if bits > 14:  # Too few random bits would be left.
+        return jax.random.permutation(key, count)
     drawn = jax.random.bits(key, (count,)) << bits | jnp.arange(count, dtype=jnp.uint32)
     return jnp.sort(drawn) & jnp.uint32((1 << bits) - 1)
