@@ -14,24 +14,10 @@ from jaxdl.config import Size
 from jaxdl.envs.environment import advance, begin
 from jaxdl.errors import UserError
 from jaxdl.evaluate import Context
+from jaxdl.films import FRAMES, acted, carried, drawn, film, watched
 
 Array = jax.Array
 PART = 100  # steps between two looks at whether all episodes have ended, at most
-
-
-def carried(task: Any, count: int) -> Any:
-    """What a task's policy carries before the first observation of each episode: that of its
-    method `start`, () where it has none."""
-    return task.start(count) if hasattr(task, "start") else ()
-
-
-def acted(task: Any, state: Any, observation: Array, key: Array | None,
-          carry: Any) -> tuple[Array, Any]:
-    """(actions [N, ...] of observations, what is carried on), drawn with the key; None takes the
-    likeliest."""
-    if hasattr(task, "start"):
-        return task.act(state, observation, key, carry)
-    return task.act(state, observation, key), ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,19 +25,22 @@ class Episodes:
     """Plays `count` episodes of the task's environment from their beginning, always from the same
     random numbers: "return" is the mean of their sums of rewards, "interval" half of its 95 %
     confidence interval (1.96 deviations over the root of the count), "lowest" the worst and
-    "length" the mean of their steps.
+    "length" the mean of their steps. Where there are pictures of the environment, an episode is
+    filmed: films/NAME_STEP.gif in the run.
 
     Attributes:
       every: steps between two evaluations; the last step is always evaluated.
       count: episodes.
       drawn: whether actions are drawn as in training; else the likeliest is taken.
       limit: steps after which an episode counts as it is, rounded up to hundreds where it is more.
+      film: whether one is filmed.
     """
 
     every: Size = 10
     count: Size = 100
     drawn: bool = False
     limit: Size = 10_000
+    film: bool = True
 
     def check(self, experiment: Any) -> None:
         """Raises a UserError where the task plays nothing."""
@@ -93,6 +82,10 @@ class Episodes:
         playing, _, total, length, over = jax.device_get(now)
         total = np.where(over, total, playing.total)
         length = np.where(over, length, playing.length)
+        if self.film and context.folder is not None and hasattr(task.env, "frame"):
+            seen = compiled(context, "watched", task, watched)(state, key)
+            if frames := drawn(task.env, seen, FRAMES)[0]:
+                film(context.folder / "films" / f"{context.name}_{context.step:07d}.gif", frames)
         return {"return": float(total.mean()),
                 "interval": float(1.96 * total.std(ddof=1) / math.sqrt(self.count))
                 if self.count > 1 else math.nan,

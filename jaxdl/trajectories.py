@@ -22,8 +22,9 @@ import numpy as np
 
 from jaxdl.atomic import write_atomically
 from jaxdl.envs.environment import advance, begin
-from jaxdl.episodes import PART, acted, carried
+from jaxdl.episodes import PART
 from jaxdl.errors import UserError, nearest
+from jaxdl.films import acted, carried
 
 Array = jax.Array
 Trajectories = Mapping[str, np.ndarray]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdl import replay
+from jaxdl import films, replay
 from jaxdl.config import Count, Fraction, NonNegative, Size
 from jaxdl.envs.board import Game, Position, chosen
 from jaxdl.errors import UserError
@@ -105,6 +105,8 @@ class AlphaZero:
     sample: Size = 256
     memory: Size = 20_000
     value_weight: NonNegative = 1.
+
+    pictures = films.game
 
     def updates_per_step(self, name: str) -> int:
         """Gradient steps of an iteration."""

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdl import films
 from jaxdl.config import Size
 from jaxdl.data.demonstrations import Demonstrated
 from jaxdl.envs.environment import Discrete, Environment
@@ -40,6 +41,8 @@ class BehaviourCloning(LossTask):
     env: Environment
 
     target_fields: ClassVar[tuple[str, ...]] = ("action",)
+
+    pictures = films.pictures
 
     @property
     def policy(self) -> Policy:

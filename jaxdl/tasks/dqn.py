@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdl import replay
+from jaxdl import films, replay
 from jaxdl.config import Between, Fraction, NonNegative, Size
 from jaxdl.envs.environment import Discrete, Environment, Playing, Transition, begin, played
 from jaxdl.errors import UserError
@@ -96,6 +96,8 @@ class DQN:
     target_rate: Annotated[float, Between(0, 1)] = 0.01
     priority: Fraction | None = None
     importance: Fraction = 0.5
+
+    pictures = films.pictures
 
     def updates_per_step(self, name: str) -> int:
         """Gradient steps of an iteration."""

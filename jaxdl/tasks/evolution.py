@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxdl import films
 from jaxdl.config import Between, Size
 from jaxdl.envs.environment import Ended, Environment, advance, begin, finished
 from jaxdl.errors import UserError
@@ -91,6 +92,8 @@ class Evolution:
     env: Environment
     deviation: Annotated[float, Between(1e-6, 1e3)] = 0.1
     limit: Size = 1_000
+
+    pictures = films.pictures
 
     @property
     def policy(self) -> Policy:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxdl import films
 from jaxdl.config import Size
 from jaxdl.envs.environment import Environment, Playing, advance, begin, finished
 from jaxdl.errors import UserError
@@ -83,6 +84,8 @@ class OnPolicy:
     model: nn.Module
     env: Environment
     horizon: Size = 128
+
+    pictures = films.pictures
 
     @property
     def policy(self) -> Policy:

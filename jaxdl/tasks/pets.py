@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdl import replay
+from jaxdl import films, replay
 from jaxdl.config import Between, Size
 from jaxdl.envs.environment import Box, Environment, Playing, Transition, begin, played
 from jaxdl.errors import UserError
@@ -92,6 +92,8 @@ class PETS:
     rounds: Size = 4
     discount: Annotated[float, Between(0, 1)] = 1.
 
+    pictures = films.pictures
+
     def updates_per_step(self, name: str) -> int:
         """Gradient steps of an iteration."""
         return self.updates
@@ -135,8 +137,8 @@ class PETS:
         that follow observations and actions [members, N, ...]."""
         (center, width), (middle, spread) = scales
         inputs = (jnp.concatenate([observation, action], -1) - center) / width
-        mean, log = self.model.apply({"params": params}, inputs)
-        return middle + spread * mean, spread * jnp.exp(log)
+        found: Any = self.model.apply({"params": params}, inputs)
+        return middle + spread * found[0], spread * jnp.exp(found[1])
 
     def step(self, state: PETSState, batch: Batch, tx: Any) -> tuple[PETSState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)

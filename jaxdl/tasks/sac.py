@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxdl import replay
+from jaxdl import films, replay
 from jaxdl.config import Between, NonNegative, Size
 from jaxdl.envs.environment import Box, Environment, Playing, Transition, begin, played
 from jaxdl.errors import UserError
@@ -91,6 +91,8 @@ class SAC:
     target_rate: Annotated[float, Between(0, 1)] = 0.005
     temperature: NonNegative = 1.
     entropy: float | None = None
+
+    pictures = films.pictures
 
     def updates_per_step(self, name: str) -> int:
         """Gradient steps of an iteration."""
