@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import cli
+from jaxdl import cli, trajectories
 from jaxdl.envs.t_maze import TMaze
 from jaxdl.errors import UserError
 from jaxdl.models.actor_critic import ActorCritic, RecurrentActorCritic
@@ -109,6 +109,20 @@ def test_what_is_carried_goes_on(state: Any) -> None:
     action, carried = jax.jit(TASK.act)(state, first.observation[0], None, state.carry)
     np.testing.assert_array_equal(action, said.argmax(-1))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), carry, carried)
+
+
+def test_its_trajectories_are_played_with_what_is_carried() -> None:
+    fresh = jax.jit(lambda: TASK.init(KEY, BATCH, TX))()
+    params = jax.tree.map(lambda x: x + 2 * jax.random.normal(jax.random.key(5), x.shape),
+                          fresh.params)
+    other = dataclasses.replace(fresh, params=params)
+    found = trajectories.played(TASK, other, count=2)
+    first = found["episode"] == 0
+    seen = jnp.asarray(found["observation"][first])[None]
+    going_on = jnp.zeros(seen.shape[:2], bool)
+    said, _ = jax.jit(TASK.again)(params, seen, MODEL.start(1), going_on)
+    np.testing.assert_array_equal(said[0].argmax(-1), found["action"][first])
+    assert len(set(found["action"].tolist())) > 1
 
 
 @pytest.mark.parametrize("task", [TASK, Reinforce(model=MODEL, env=TMaze(length=2), horizon=8)])
