@@ -83,7 +83,7 @@ def load(path: str | os.PathLike[str]) -> Trajectories:
     """Trajectories out of an npz file. What is pickled in it is not looked at, but refused."""
     file = Path(path).expanduser()
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with np.load(file) as archive:
             found = {name: np.asarray(archive[name]) for name in archive.files}
     except (OSError, ValueError, EOFError, AttributeError, TypeError,
             zipfile.BadZipFile, zlib.error) as error:

@@ -9,6 +9,7 @@ from jaxdl import config
 from jaxdl.envs.environment import Box, Discrete, advance, begin
 from jaxdl.envs.grid_world import GridWorld
 from jaxdl.envs.gymnax import Gymnax
+from jaxdl.envs.t_maze import TMaze
 from jaxdl.errors import UserError
 from jaxdl.policies import Categorical, Gaussian, policy
 
@@ -59,6 +60,37 @@ def test_an_episode_is_followed_by_another() -> None:
 def test_mazes_that_are_none(maze: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         _ = GridWorld(maze=maze).shape()
+
+
+def test_the_sign_of_a_t_maze_is_seen_at_its_beginning_alone() -> None:
+    env = TMaze(length=3)
+    left, ahead, right = range(3)
+    move = jax.jit(lambda state, action: env.step(KEY, state, action))
+    starts = jax.vmap(env.reset)(jax.random.split(KEY, 20))
+    assert {int(x.argmax()) for x in starts[1]} == {0, 1}
+    for right_is_goal in (0, 1):
+        state = jax.tree.map(lambda x, i=right_is_goal: x[starts[0].right.tolist().index(i)],
+                             starts[0])
+        seen = [int(env.observed(state.at, state.right).argmax())]
+        for action in (ahead, left, ahead, right, ahead):  # Left and right lead to walls.
+            state, step = move(state, action)
+            seen.append(int(step.observation.argmax()))
+            assert float(step.reward) == pytest.approx(-0.1 / 3) and not step.terminated
+        assert seen == [right_is_goal, 2, 2, 2, 2, 3]
+        assert int(move(state, ahead)[0].at) == 3
+        for action, goal in ((left, not right_is_goal), (right, right_is_goal)):
+            _, step = move(state, action)
+            assert step.terminated and not step.truncated
+            assert float(step.reward) == pytest.approx((1 if goal else -1) - 0.1 / 3)
+    for limit, moves in ((None, 16), (2, 2)):
+        state, count = env.reset(KEY)[0], 0
+        cut = TMaze(length=3, limit=limit)
+        while True:
+            state, step = cut.step(KEY, state, jnp.int32(left))
+            count += 1
+            if step.truncated:
+                break
+        assert count == moves and not step.terminated
 
 
 def test_policies_against_numpy() -> None:

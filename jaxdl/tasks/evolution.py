@@ -84,7 +84,8 @@ class Evolution:
       model: called as model(observations [N, ...], train), returns [N, outputs]; the likeliest
         actions are taken.
       env: what is played.
-      deviation: of the noise, sigma.
+      deviation: of the noise, sigma: so large that some do otherwise than others. Where all returns
+        are equal ("highest" is "return"), nothing is learned.
       limit: steps after which an episode counts as it is.
     """
 
