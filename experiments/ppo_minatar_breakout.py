@@ -9,6 +9,7 @@ layers of 256 units after 10,000,000 steps (its README of version 1.0.1); here i
 the policy and two for the value, 5,000,000 steps in 64 environments, and the same is expected of
 `test/return`, over 100 episodes of the likeliest actions. The layers are
 dense: on CPU, gradients of convolutions inside the loop over minibatches take fifty times as long.
+With "tanh" in place of "relu" it never got past the seventh brick.
 """
 
 from jaxdl.data.nothing import Nothing
@@ -22,8 +23,8 @@ from jaxdl.tasks.ppo import PPO
 
 def config() -> Experiment:
     return Experiment(
-        task=PPO(model=ActorCritic(outputs=3, widths=(64, 64)), env=Gymnax(name="Breakout-MinAtar"),
-                 horizon=128, minibatches=8),
+        task=PPO(model=ActorCritic(outputs=3, widths=(64, 64), activation="relu"),
+                 env=Gymnax(name="Breakout-MinAtar"), horizon=128, minibatches=8),
         data=Nothing(),
         optimizer=Adam(learning_rate=Linear(peak=2.5e-3, end=0.), clip=0.5),
         evals={"test": Episodes(every=122, count=100, limit=1_000)},

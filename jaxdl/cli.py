@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from jaxdl import allocator, config, files
-from jaxdl.errors import RunError, UserError, nearest, out_of_memory, shown
+from jaxdl.errors import RunError, UserError, in_callback, nearest, out_of_memory, shown
 from jaxdl.process import PREEMPTED, Early, Preempted, Watchdog, leaving_at_once
 
 if TYPE_CHECKING:
@@ -565,6 +565,8 @@ def main(argv: list[str] | None = None) -> int:
     except RunError as error:
         return _fail(str(error), 1)
     except (MemoryError, RuntimeError) as error:
+        if (mistake := in_callback(error)) is not None:
+            return _fail(str(mistake), 2)
         if (short := out_of_memory(error)) is None:
             raise
         return _fail(str(short), 1)

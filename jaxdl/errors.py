@@ -66,6 +66,14 @@ def told(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
 
 
+def in_callback(error: BaseException) -> UserError | None:
+    """The mistake of the user's that a function met which a compiled one has called: JAX hands it
+    on as the last line of a text."""
+    last = str(error).splitlines()[-1:] if "callback" in str(error) else []
+    name = f"{UserError.__name__}: "
+    return UserError(last[0].removeprefix(name)) if last and last[0].startswith(name) else None
+
+
 def out_of_memory(error: BaseException) -> RunError | None:
     """The one line of an error that means too little memory, of the host or of a device."""
     if not isinstance(error, MemoryError) and not (  # JAX's is a RuntimeError, and not imported.

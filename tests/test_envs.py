@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdl import config
+from jaxdl.envs.brax import Brax
 from jaxdl.envs.environment import Box, Discrete, advance, begin
 from jaxdl.envs.grid_world import GridWorld
 from jaxdl.envs.gymnax import Gymnax
@@ -147,3 +148,21 @@ def test_what_gymnax_makes_while_a_function_is_traced_serves_the_next_one() -> N
     state, _ = jax.jit(env.reset)(KEY)
     _, step = jax.jit(env.step)(KEY, state, jnp.int32(0))
     assert step.observation.shape == env.shape() == (10, 10, 4)
+
+
+def test_brax() -> None:
+    pytest.importorskip("brax", reason="pip install 'jaxdl[brax]'")
+    env = Brax(name="inverted_pendulum", backend="spring", limit=3)
+    assert (env.actions(), env.shape()) == (Box(1, -1., 1.), (4,))
+    keys = jax.random.split(KEY, 2)
+    playing = jax.jit(lambda: begin(env, keys))()
+    go = jax.jit(lambda playing: advance(env, keys, playing, jnp.zeros((2, 1))))
+    for i in range(3):
+        before = jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), playing)
+        playing, step, ended = go(playing)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), playing) == before
+        assert step.truncated.tolist() == [i == 2] * 2 and not step.terminated.any()
+    assert ended.length.tolist() == [3, 3] and playing.length.tolist() == [0, 0]
+    with pytest.raises(UserError, match=r"name=reecher: no such environment\. Did you mean 'rea"):
+        _ = Brax(name="reecher").actions()
+    assert config.from_json(config.to_json(env)) == env

@@ -103,7 +103,7 @@ def test_its_docstring_says_command_and_expectation(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text())) or ""
     assert f"python launch.py --experiment={path.stem}" in text
     first = text.splitlines()[0]
-    assert re.search(r"\d (%|nats|BLEU|ROUGE|bits|dB|of \d)|(MASE|BLEU|error) (of )?\d|"
+    assert re.search(r"\d (%|nats|BLEU|ROUGE|bits|dB|bricks|of \d)|(MASE|BLEU|error) (of )?\d|"
                      r"Frechet distance|in %|return above -?\d|\d of \d+ games", first)
     assert re.search("accuracy|nats|MASE|BLEU|exact answers|ROUGE|frechet|PSNR|error|bits|style|"
                      "return|losses|wins", text)

@@ -3,9 +3,12 @@
 import dataclasses
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +20,9 @@ from jaxdl.envs.environment import Box
 from jaxdl.envs.grid_world import GridWorld
 from jaxdl.episodes import Episodes
 from jaxdl.errors import UserError
+from jaxdl.matmul import narrow
 from jaxdl.models.actor_critic import ActorCritic
-from jaxdl.tasks.ppo import PPO, Played
+from jaxdl.tasks.ppo import PPO, Played, shuffled
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +78,30 @@ def test_what_was_played_is_what_the_policy_did() -> None:
     again, later, _ = play(after, KEY)
     np.testing.assert_array_equal(later.observation[0], after.playing.observation)
     assert again.playing.length.shape == (4,)
+
+
+def test_an_order_has_each_number_once_and_any_place_is_as_likely() -> None:
+    orders = np.asarray(jax.vmap(lambda key: shuffled(key, 6))(jax.random.split(KEY, 3_000)))
+    np.testing.assert_array_equal(np.sort(orders), np.tile(np.arange(6), (3_000, 1)))
+    places = [np.bincount(column, minlength=6) / 3_000 for column in orders.T]
+    np.testing.assert_allclose(places, 1 / 6, atol=0.03)
+    assert shuffled(KEY, 1).tolist() == [0]
+
+
+def test_narrow_layers_are_dense_layers() -> None:
+    x, target = jax.random.normal(KEY, (9, 5)), jnp.arange(9.)
+
+    def loss(layer: Any, variables: Any, x: Any) -> Any:
+        return jnp.square(layer.apply(variables, x)[:, 0] - target).sum()
+
+    plain, narrow_ = nn.Dense(3), nn.Dense(3, dot_general=narrow)
+    variables = plain.init(KEY, x)
+    expected = jax.grad(partial(loss, plain), argnums=(0, 1))(variables, x)
+    chex.assert_trees_all_close(jax.grad(partial(loss, narrow_), argnums=(0, 1))(variables, x),
+                                expected, rtol=1e-5)
+    several = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), variables)
+    chex.assert_trees_all_close(jax.vmap(narrow_.apply, (0, None))(several, x),
+                                jax.vmap(plain.apply, (0, None))(several, x), rtol=1e-5)
 
 
 def test_it_updates_as_often_as_it_says() -> None:
