@@ -14,12 +14,16 @@ from jaxdl import rrt
 from jaxdl.compiled import compiled
 from jaxdl.config import Count, Size
 from jaxdl.data.progress import progress
+from jaxdl.envs.drawn import strip
 from jaxdl.envs.robots import line
 from jaxdl.errors import UserError
 from jaxdl.evaluate import Context
+from jaxdl.generative import save
 
 PIECES = 64  # that a line of the sampling planner is looked at in
 STEP = 0.5  # norm of a line's change, at most
+SIZE = 200  # of a panel of the picture, in pixels
+KEY = jax.random.key(0)  # of functions that draw nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,8 @@ class Plans:
                                           task.answers(state, self.pieces))(state, KEY))
         if (name := (context.name, "sampled")) not in context.compiled:
             context.compiled[name] = self.sampled(task, state.scenes, context)
+        if context.folder is not None and self.shown:
+            self.draw(task, state.scenes, answers.place, context)
         straight, sampled = context.compiled[name]
         moving = np.asarray(state.scenes.velocity).any((1, 2))
         found = np.asarray(answers.found)
@@ -83,8 +89,8 @@ class Plans:
     def sampled(self, task: Any, scenes: Any, context: Context) -> tuple[np.ndarray, np.ndarray]:
         """(what is proven of straight lines, lengths of the sampling planner's paths, infinite
         where it has found none), [N] each."""
-        bound: Any = task if context.bound is None else context.bound(context.knobs)
-        limit, speed = float(bound.robot.limit), float(bound.robot.speed)
+        robot = bound(task, context).robot
+        limit, speed = float(robot.limit), float(robot.speed)
         straight = compiled(context, "straight", task, lambda task, scenes, key: jax.vmap(
             lambda s: line(task.robot, s, jnp.stack([s.start, s.goal]), jnp.arange(2.), 1024))(
                 scenes))
@@ -94,15 +100,18 @@ class Plans:
         lengths = np.full(len(scenes.start), np.inf)
         with progress("sampling planner", len(lengths)) as advance:
             for i in range(len(lengths)):
-                scene = jax.tree.map(lambda x: x[i], scenes)
-                lengths[i] = self.shortest(scene, limit, speed, lambda a, b: bool(
-                    check((scene, np.stack([a, b]).astype(np.float32)), KEY)), i)
+                lengths[i] = self.shortest(at(scenes, i), limit, speed, check, i)
                 context.poll()
                 advance(1)
         return np.asarray(straight(scenes, KEY)), lengths
 
-    def shortest(self, scene: Any, limit: float, speed: float, free: rrt.Free, seed: int) -> float:
+    def shortest(self, scene: Any, limit: float, speed: float, check: Any, seed: int) -> float:
         """The length of the shortest path of several."""
+        held = jax.device_put(scene)
+
+        def free(a: np.ndarray, b: np.ndarray) -> bool:
+            return bool(check((held, np.stack([a, b]).astype(np.float32)), KEY))
+
         moves = bool(scene.velocity.any())
         start, goal = np.append(scene.start, 0.), np.append(scene.goal, float(moves))
         best = math.inf
@@ -115,5 +124,20 @@ class Plans:
                 best = min(best, rrt.length(path))
         return best
 
+    def draw(self, task: Any, scenes: Any, place: np.ndarray, context: Context) -> None:
+        """Writes the picture."""
+        task, scenes = bound(task, context), jax.device_get(scenes)
+        rows = [strip(task.robot, at(scenes, i), place[i], 1.15 * float(task.scenes.reach), SIZE)
+                for i in range(min(self.shown, len(place)))]
+        save(context.folder / "plans" / f"{context.name}_{context.step:07d}.png",
+             np.concatenate(rows), len(rows[0]))
 
-KEY = jax.random.key(0)  # of functions that draw nothing
+
+def at(scenes: Any, i: int) -> Any:
+    """One of several scenes."""
+    return jax.tree.map(lambda x: x[i], scenes)
+
+
+def bound(task: Any, context: Context) -> Any:
+    """The task with the floats that it has in this trial."""
+    return task if context.bound is None else context.bound(context.knobs)

@@ -170,12 +170,14 @@ class Scene:
 def clearance(robot: Robot, scene: Scene, place: Array, time: Array | float) -> Array:
     """The distance of each capsule of a robot to each disc at a time, [L, K]; negative where they
     overlap, by how far the disc reaches over the capsule's line less its thickness."""
-    begin, end = (x.T[:, :, None] for x in robot.body(place))  # [2, L, 1]
-    centre = (scene.centre + time * scene.velocity).T[:, None]  # [2, 1, K]
-    line, away = end - begin, centre - begin
-    along = (away * line).sum(0) / jnp.maximum(jnp.square(line).sum(0), 1e-12)
+    begin, end = robot.body(place)
+    centre = scene.centre + time * scene.velocity
+    # Without an axis of two for the plane: jaxlib 0.10 crashes on CPU where it is the seventh of all.
+    x, y = (centre[:, i] - begin[:, i, None] for i in (0, 1))  # [L, K] each
+    u, v = ((end - begin)[:, i, None] for i in (0, 1))  # [L, 1] each
+    along = jnp.clip((x * u + y * v) / jnp.maximum(u ** 2 + v ** 2, 1e-12), 0, 1)
     # The root of zero has no gradient.
-    distance = jnp.sqrt(jnp.square(away - jnp.clip(along, 0, 1) * line).sum(0) + 1e-12)
+    distance = jnp.sqrt((x - along * u) ** 2 + (y - along * v) ** 2 + 1e-12)
     return distance - scene.radius - robot.thickness
 
 

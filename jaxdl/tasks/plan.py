@@ -12,13 +12,24 @@ import numpy as np
 import optax
 
 from jaxdl.config import NonNegative, Size
-from jaxdl.envs.robots import (Motion, Robot, Scene, Scenes, clearance, finer, proven, reaching,
-                               rollout)
+from jaxdl.envs.drawn import HEADS, strip
+from jaxdl.envs.robots import (
+    Motion,
+    Robot,
+    Scene,
+    Scenes,
+    clearance,
+    finer,
+    proven,
+    reaching,
+    rollout,
+)
 from jaxdl.errors import UserError
 from jaxdl.pictures import Images, Material, Picture
 from jaxdl.task import Batch, Mean, Metrics
 
 Array = jax.Array
+SHOWN = 6  # motions on the report
 
 
 @jax.tree_util.register_dataclass
@@ -64,12 +75,13 @@ class Plan:
     intervals of time are moved by their gradient, through the simulator, along which
 
         mean over time of |velocity|^2 + smoothness * |acceleration|^2
-        + obstacle * mean over time of the sum over capsules and discs of c(clearance)
-        + bound * mean over time of what places and velocity exceed their limits by, squared
+        + obstacle * sum of c(d)
 
-    falls. c is CHOMP's cost with eps = `margin`: (eps - d)^2 / (2 eps) for d between 0 and eps,
-    eps / 2 - d below, and nothing above. A path of the least mean square velocity has one speed and
-    is a shortest one. Controls are kept among those that end at the goal (`robots.reaching`).
+    falls, where the d are the distances of all capsules to all discs, and of places and speed to
+    their limits, and c is CHOMP's cost with eps = `margin`: (eps - d)^2 / (2 eps) for d between 0
+    and eps, eps / 2 - d below, and nothing above. A motion of the least mean square velocity has
+    one speed and is a shortest one. Controls are kept among those that end at the goal
+    (`robots.reaching`).
 
     In each scene `guesses` motions are improved side by side, since gradients find only the nearest
     way round a disc: the straight line, and detours by random places.
@@ -80,19 +92,17 @@ class Plan:
       scenes: which there are.
       steps: T, intervals in which a control is constant.
       guesses: motions of each scene.
-      margin: clearance from which on nothing is to be gained, in units of the plane.
+      margin: distance from which on nothing is to be gained.
       smoothness: weight of the accelerations.
-      obstacle: weight of the clearance.
-      bound: weight of the limits.
+      obstacle: weight of the distances.
     """
 
     scenes: Scenes
     steps: Size = 64
-    guesses: Size = 16
+    guesses: Size = 12
     margin: NonNegative = 0.03
     smoothness: NonNegative = 1e-4
     obstacle: NonNegative = 1e4
-    bound: NonNegative = 1e3
 
     @property
     def robot(self) -> Robot:
@@ -124,18 +134,17 @@ class Plan:
         robot, (motion, _) = self.robot, self.motion(scene, controls)
         time = jnp.linspace(0, 1, self.steps + 1)
         distance = jax.vmap(lambda q, t: clearance(robot, scene, q, t))(motion.place, time)
-        near = jnp.maximum(self.margin - distance, 0)  # [T + 1, L, K]
-        touch = jnp.where(distance < 0, self.margin / 2 - distance,
-                          near ** 2 / (2 * self.margin)).sum((1, 2)).mean()
-        velocity = motion.velocity[1:]
-        energy = jnp.square(velocity).sum(-1).mean()
-        acceleration = jnp.square(jnp.diff(velocity, axis=0) * self.steps).sum(-1).mean()
-        beyond = jnp.square(jnp.maximum(jnp.abs(motion.place) - robot.limit, 0)).sum(-1).mean()
+        velocity = motion.velocity
+        energy = jnp.square(velocity[1:]).sum(-1).mean()
+        acceleration = jnp.square(jnp.diff(velocity[1:], axis=0) * self.steps).sum(-1).mean()
         # The root of zero has no gradient.
-        speed = jnp.sqrt(jnp.square(velocity).sum(-1) + 1e-12)
-        beyond = beyond + jnp.square(jnp.maximum(speed - robot.speed, 0)).mean()
-        total = (energy + self.smoothness * acceleration + self.obstacle * touch
-                 + self.bound * beyond)
+        speed = jnp.sqrt(jnp.square(velocity).sum(-1, keepdims=True) + 1e-12)
+        distance = jnp.concatenate([
+            distance.reshape(len(distance), -1), robot.limit - jnp.abs(motion.place),
+            robot.speed - speed], -1)
+        near = jnp.square(jnp.maximum(self.margin - distance, 0)) / (2 * self.margin)
+        touch = jnp.where(distance < 0, self.margin / 2 - distance, near).sum(-1).mean()
+        total = energy + self.smoothness * acceleration + self.obstacle * touch
         return total, {"loss": total, "energy": energy, "acceleration": acceleration,
                        "touch": touch, "free": distance.min() > 0}
 
@@ -182,3 +191,14 @@ class Plan:
             return jax.tree.map(lambda x: x[at], all_)
 
         return jax.lax.map(best, (state.scenes, state.params))
+
+    def pictures(self, state: PlanState, material: Material) -> Iterator[Picture]:
+        """The motions of some scenes."""
+        scenes = jax.tree.map(lambda x: x[:SHOWN], state.scenes)
+        some = replace(state, params=state.params[:SHOWN], scenes=scenes)
+        answers = jax.device_get(jax.jit(lambda some: self.answers(some, 4))(some))
+        rows = [strip(self.robot, jax.tree.map(lambda x, i=i: x[i], scenes), place,
+                      1.15 * self.scenes.reach, 112) for i, place in enumerate(answers.place)]
+        yield Images(title="Motions", images=np.concatenate(rows), heads=HEADS,
+                     note="One scene in each row. All of a motion goes from blue to green; at a "
+                          "time the goal is light green. Discs that move are orange.")
