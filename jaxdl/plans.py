@@ -77,7 +77,7 @@ class Plans:
         both = found & np.isfinite(sampled)
         ratio = answers.length[both] / sampled[both]
 
-        def mean(x: np.ndarray) -> float:
+        def mean(x: Any) -> float:
             return float(x.mean()) if len(x) else math.nan
 
         return {"collision_free": mean(found), "length_ratio": mean(ratio),
@@ -109,8 +109,11 @@ class Plans:
         """The length of the shortest path of several."""
         held = jax.device_put(scene)
 
-        def free(a: np.ndarray, b: np.ndarray) -> bool:
-            return bool(check((held, np.stack([a, b]).astype(np.float32)), KEY))
+        def free(points: np.ndarray) -> bool:
+            # The last one again, so that few numbers of points are compiled.
+            more = (1 << (len(points) - 2).bit_length()) + 1 - len(points)
+            points = np.concatenate([points, points[-1:].repeat(more, 0)])
+            return bool(check((held, points.astype(np.float32)), KEY))
 
         moves = bool(scene.velocity.any())
         start, goal = np.append(scene.start, 0.), np.append(scene.goal, float(moves))

@@ -1,7 +1,7 @@
 """A sampling planner, to compare others with: RRT-Connect and shortcuts, in NumPy.
 
-It knows robots and obstacles by one function alone, which says whether the straight line between
-two points is free. A point is a place and a time, [size + 1].
+It knows robots and obstacles by one function alone, which says whether the straight lines from
+point to point, [P + 1, size + 1], are free. A point is a place and a time; earlier ones come first.
 """
 
 import itertools
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-Free = Callable[[np.ndarray, np.ndarray], bool]  # of two points, the earlier one first
+Free = Callable[[np.ndarray], bool]
 
 
 class Tree:
@@ -39,7 +39,7 @@ class Tree:
         begin = self.points[node]
         length = np.linalg.norm((point - begin)[:-1])
         end = point if length <= step else begin + (point - begin) * (step / length)
-        if not free(*(begin, end)[::self.sign]):
+        if not free(np.stack([begin, end])[::self.sign]):
             return None
         self.points = np.concatenate([self.points, end[None]])
         self.parents.append(node)
@@ -69,7 +69,7 @@ def rrt_connect(start: np.ndarray, goal: np.ndarray, limit: float, speed: float 
       limit: numbers of a place are between -limit and limit.
       speed: the largest norm of a change of place over its time; None where nothing moves, and both
         times are the same.
-      free: whether a line is.
+      free: see above; lines are no longer than a step.
       random: where random numbers come from.
       step: norm of a line's change of place, at most.
       samples: random points, at most.
@@ -114,16 +114,10 @@ def shortened(path: list[np.ndarray], free: Free, random: np.random.Generator, *
             continue
         a, b = (path[k] + (path[k + 1] - path[k]) * (at - ends[k]) / max(lengths[k], 1e-12)
                 for k, at in zip((i, j), places, strict=True))
-        if clear(a, b, free, step):
+        parts = max(1, int(np.ceil(np.linalg.norm((b - a)[:-1]) / step)))
+        if free(a + np.linspace(0, 1, parts + 1)[:, None] * (b - a)):
             path = [*path[:i + 1], a, b, *path[j + 1:]]
     return path
-
-
-def clear(a: np.ndarray, b: np.ndarray, free: Free, step: float) -> bool:
-    """Whether a line of any length is free."""
-    parts = max(1, int(np.ceil(np.linalg.norm((b - a)[:-1]) / step)))
-    points = a + np.linspace(0, 1, parts + 1)[:, None] * (b - a)
-    return all(free(*line) for line in itertools.pairwise(points))
 
 
 def length(path: list[np.ndarray]) -> float:

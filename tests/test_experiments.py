@@ -53,6 +53,7 @@ from jaxdl.tasks.gan import GAN
 from jaxdl.tasks.image_translation import CycleGAN, Pix2Pix, Translated
 from jaxdl.tasks.lora import LoRA
 from jaxdl.tasks.pixels import Pixels
+from jaxdl.tasks.plan import Plan
 from jaxdl.tasks.ppo import PPO
 from jaxdl.tasks.style import PaintedImage, StyleNetwork
 from jaxdl.tasks.vae import VAE
@@ -100,7 +101,7 @@ def test_its_docstring_says_command_and_expectation(path: Path) -> None:
     assert re.search(r"\d (%|nats|BLEU|ROUGE|bits|dB|of \d)|(MASE|BLEU|error) (of )?\d|"
                      "Frechet distance|in %", first)
     assert re.search("accuracy|nats|MASE|BLEU|exact answers|ROUGE|frechet|PSNR|error|bits|style|"
-                     "return", text)
+                     "return|collision_free", text)
     assert len(path.read_text().splitlines()) <= 80
 
 
@@ -154,6 +155,7 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         StyleNetwork: {**seen, "model.channels": (2, 2), "model.blocks": 1},
         PPO: {"env": GridWorld(limit=4), "model.outputs": 4, "horizon": 4},
         DQN: {"env": GridWorld(limit=4), "model.actions": 4, "horizon": 4, "warmup": 1},
+        Plan: {"scenes.discs": 3, "guesses": 3, "steps": 16},
     }.get(type(experiment.task), {})
     changes |= {f"task.{name}": value for name, value in sizes.items()}
     kept = {name: e for name, e in experiment.evals.items()

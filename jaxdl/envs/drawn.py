@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdl.envs.robots import Robot, Scene
@@ -30,7 +31,7 @@ def strip(robot: Robot, scene: Scene, place: np.ndarray, view: float, size: int)
     """
     scene = jax.tree.map(np.asarray, scene)
     last = len(place) - 1
-    begin, end = map(np.asarray, jax.vmap(robot.body)(place))
+    begin, end = map(np.asarray, jax.vmap(robot.body)(jnp.asarray(place)))
     spread = np.linspace(0, 1, GHOSTS)
     whole = Panel(view, size)
     whole.discs(scene, None)

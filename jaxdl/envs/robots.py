@@ -172,7 +172,7 @@ def clearance(robot: Robot, scene: Scene, place: Array, time: Array | float) -> 
     overlap, by how far the disc reaches over the capsule's line less its thickness."""
     begin, end = robot.body(place)
     centre = scene.centre + time * scene.velocity
-    # Without an axis of two for the plane: jaxlib 0.10 crashes on CPU where it is the seventh of all.
+    # Without an axis for the plane: jaxlib 0.10 crashes on CPU where it is the seventh of all.
     x, y = (centre[:, i] - begin[:, i, None] for i in (0, 1))  # [L, K] each
     u, v = ((end - begin)[:, i, None] for i in (0, 1))  # [L, 1] each
     along = jnp.clip((x * u + y * v) / jnp.maximum(u ** 2 + v ** 2, 1e-12), 0, 1)
