@@ -75,7 +75,7 @@ class Plan:
     intervals of time are moved by their gradient, through the simulator, along which
 
         mean over time of |velocity|^2 + smoothness * |acceleration|^2
-        + obstacle * sum of c(d)
+        + obstacle * mean over time of the sum of c(d)
 
     falls, where the d are the distances of all capsules to all discs, and of places and speed to
     their limits, and c is CHOMP's cost with eps = `margin`: (eps - d)^2 / (2 eps) for d between 0
