@@ -57,6 +57,7 @@ from jaxdl.tasks.gan import GAN
 from jaxdl.tasks.image_translation import CycleGAN, Pix2Pix, Translated
 from jaxdl.tasks.lora import LoRA
 from jaxdl.tasks.pixels import Pixels
+from jaxdl.tasks.plan import Plan
 from jaxdl.tasks.ppo import PPO
 from jaxdl.tasks.sac import SAC
 from jaxdl.tasks.style import PaintedImage, StyleNetwork
@@ -106,7 +107,7 @@ def test_its_docstring_says_command_and_expectation(path: Path) -> None:
     assert re.search(r"\d (%|nats|BLEU|ROUGE|bits|dB|bricks|of \d)|(MASE|BLEU|error) (of )?\d|"
                      r"Frechet distance|in %|return above -?\d|\d of \d+ games", first)
     assert re.search("accuracy|nats|MASE|BLEU|exact answers|ROUGE|frechet|PSNR|error|bits|style|"
-                     "return|losses|wins", text)
+                     "return|losses|wins|collision_free", text)
     assert len(path.read_text().splitlines()) <= 80
 
 
@@ -164,6 +165,7 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
                     "sample": 8},
         SAC: {"env": Mirror(), "model.widths": (4,), "horizon": 4, "updates": 1, "warmup": 1},
         BehaviourCloning: {"env": GridWorld(limit=4), "model.classes": 4},
+        Plan: {"scenes.discs": 3, "guesses": 3, "steps": 16},
     }.get(type(experiment.task), {})
     changes |= {f"task.{name}": value for name, value in sizes.items()}
     kept = {name: e for name, e in experiment.evals.items()
