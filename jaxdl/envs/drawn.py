@@ -1,18 +1,17 @@
 """Pictures of robots among discs."""
 
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdl.envs.frames import FINE, Canvas
 from jaxdl.envs.robots import Robot, Scene
 
 TIMES = (0., 0.2, 0.4, 0.6, 0.8, 1.)
 HEADS = ("all of it", *(f"time {time:g}" for time in TIMES))
-FINE = 4  # pixels that are drawn for each one that is kept, to both sides
 GHOSTS = 24  # poses of all of a motion
-WHITE, INK, REST, MOVES = (255, 255, 255), (33, 37, 41), (173, 181, 189), (233, 166, 84)
+INK, REST, MOVES = (33, 37, 41), (173, 181, 189), (233, 166, 84)
 TRAIL, TARGET, FIRST, LAST = (250, 234, 214), (178, 223, 178), (28, 95, 168), (47, 158, 68)
 EDGE = (222, 226, 230)
 
@@ -33,7 +32,7 @@ def strip(robot: Robot, scene: Scene, place: np.ndarray, view: float, size: int)
     last = len(place) - 1
     begin, end = map(np.asarray, jax.vmap(robot.body)(jnp.asarray(place)))
     spread = np.linspace(0, 1, GHOSTS)
-    whole = Panel(view, size)
+    whole = Panel(view, size=size)
     whole.discs(scene, None)
     for time in spread:
         colour = tuple(int(a + (b - a) * time) for a, b in zip(FIRST, LAST, strict=True))
@@ -41,46 +40,25 @@ def strip(robot: Robot, scene: Scene, place: np.ndarray, view: float, size: int)
         whole.capsules(begin[k], end[k], float(robot.thickness) / 2, colour)
     panels = [whole]
     for time in TIMES:
-        panel, k = Panel(view, size), round(time * last)
+        panel, k = Panel(view, size=size), round(time * last)
         panel.capsules(begin[-1], end[-1], float(robot.thickness), TARGET)
         panel.discs(scene, time)
         panel.capsules(begin[k], end[k], float(robot.thickness), FIRST)
-        panel.circle(begin[k, 0], float(robot.thickness) / 2, INK)
+        panel.disc(begin[k, 0], float(robot.thickness) / 2, INK)
         panels.append(panel)
     return np.stack([panel.pixels() for panel in panels])
 
 
-class Panel:
-    """A square picture of the plane around its origin.
-
-    Args:
-      view: half its side, in units of the plane.
-      size: its side in pixels.
-    """
-
-    def __init__(self, view: float, size: int) -> None:
-        from PIL import Image, ImageDraw
-
-        self.size, self.scale = size, FINE * size / (2 * view)
-        self.image = Image.new("RGB", (FINE * size, FINE * size), WHITE)
-        self.pen: Any = ImageDraw.Draw(self.image)
-
-    def at(self, point: np.ndarray) -> tuple[float, float]:
-        """Of a point of the plane."""
-        middle = FINE * self.size / 2
-        return middle + float(point[0]) * self.scale, middle - float(point[1]) * self.scale
-
-    def circle(self, centre: np.ndarray, radius: float, colour: tuple[int, ...]) -> None:
-        (x, y), r = self.at(centre), radius * self.scale
-        self.pen.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+class Panel(Canvas):
+    """A picture of robots and discs."""
 
     def capsules(self, begin: np.ndarray, end: np.ndarray, radius: float,
                  colour: tuple[int, ...]) -> None:
+        """Around lines between points [N, 2]."""
         for a, b in zip(begin, end, strict=True):
-            self.pen.line((*self.at(a), *self.at(b)), fill=colour,
-                          width=max(1, round(2 * radius * self.scale)))
-            self.circle(a, radius, colour)
-            self.circle(b, radius, colour)
+            self.line(a, b, colour=colour, width=2 * radius)
+            self.disc(a, radius, colour)
+            self.disc(b, radius, colour)
 
     def discs(self, scene: Scene, time: float | None) -> None:
         """At a time; None shows where they begin, and their ways."""
@@ -90,14 +68,11 @@ class Panel:
             if velocity.any():
                 self.capsules(centre[None], (centre + velocity)[None], float(radius), TRAIL)
         for centre, velocity, radius in discs:
-            self.circle(centre + (time or 0.) * velocity, float(radius),
-                        MOVES if velocity.any() else REST)
+            self.disc(centre + (time or 0.) * velocity, float(radius),
+                      MOVES if velocity.any() else REST)
 
     def pixels(self) -> np.ndarray:
-        """[size, size, 3] in [0, 1]."""
-        from PIL import Image
-
+        """What was drawn, in a frame."""
         edge = FINE * self.size - 1
-        self.pen.rectangle((0, 0, edge, edge), outline=EDGE, width=FINE)
-        small = self.image.resize((self.size, self.size), Image.Resampling.LANCZOS)
-        return np.asarray(small, np.float32) / 255
+        self.draw.rectangle((0, 0, edge, edge), outline=EDGE, width=FINE)
+        return super().pixels()

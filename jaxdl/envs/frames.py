@@ -12,27 +12,28 @@ INK, WOOD, SIGN, GROUND = "#222222", "#b5651d", "#2b6cb0", "#999999"
 
 
 class Canvas:
-    """A square of the plane, `reach` to each side of `middle`, to draw on."""
+    """A square of the plane, `reach` to each side of `middle`, to draw on; `size` pixels."""
 
-    def __init__(self, reach: float, middle: tuple[float, float] = (0., 0.)) -> None:
+    def __init__(self, reach: float, middle: tuple[float, float] = (0., 0.),
+                 size: int = SIZE) -> None:
         from PIL import Image, ImageDraw
 
-        self.scale, self.middle = SIZE * FINE / 2 / reach, middle
-        self.image = Image.new("RGB", (SIZE * FINE, SIZE * FINE), "white")
-        self.draw = ImageDraw.Draw(self.image)
+        self.size, self.scale, self.middle = size, size * FINE / 2 / reach, middle
+        self.image = Image.new("RGB", (size * FINE, size * FINE), "white")
+        self.draw: Any = ImageDraw.Draw(self.image)
 
     def at(self, place: Any) -> tuple[float, float]:
         """Pixels of a place; y points up."""
         x, y = (float(np.asarray(v).item()) for v in place)
-        half = SIZE * FINE / 2
+        half = self.size * FINE / 2
         return (half + (x - self.middle[0]) * self.scale, half - (y - self.middle[1]) * self.scale)
 
-    def line(self, *places: Any, colour: str = INK, width: float = 0.02) -> None:
+    def line(self, *places: Any, colour: Any = INK, width: float = 0.02) -> None:
         """Through places."""
         self.draw.line([self.at(p) for p in places], colour,
                        max(1, round(width * self.scale)), "curve")
 
-    def disc(self, place: Any, radius: float, colour: str = INK) -> None:
+    def disc(self, place: Any, radius: float, colour: Any = INK) -> None:
         """Filled."""
         (x, y), r = self.at(place), radius * self.scale
         self.draw.ellipse((x - r, y - r, x + r, y + r), colour)
@@ -46,7 +47,8 @@ class Canvas:
         """What was drawn."""
         from PIL import Image
 
-        return np.asarray(self.image.resize((SIZE, SIZE), Image.Resampling.BOX), np.float32) / 255
+        small = self.image.resize((self.size, self.size), Image.Resampling.BOX)
+        return np.asarray(small, np.float32) / 255
 
 
 def cart_pole(state: Any) -> np.ndarray:
