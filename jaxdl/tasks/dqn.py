@@ -15,34 +15,9 @@ from jaxdl.envs.environment import Discrete, Environment, Playing, Transition, b
 from jaxdl.errors import UserError
 from jaxdl.replay import Replay
 from jaxdl.task import Batch, Mean, Metrics
+from jaxdl.tasks.off_policy import OffPolicyState, remembered
 
 Array = jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class DQNState:
-    """All that changes in training: arrays only.
-
-    Attributes:
-      step: int32, iterations done, each of which plays and learns.
-      seen: uint32, environments that they began in: the position in the data.
-      key: the run's random key.
-      params: of the network.
-      target: those that targets are made of.
-      opt_state: of Optax.
-      playing: the environments, in the middle of their episodes.
-      replay: what was played.
-    """
-
-    step: Array
-    seen: Array
-    key: Array
-    params: Any
-    target: Any
-    opt_state: Any
-    playing: Playing
-    replay: Replay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +78,7 @@ class DQN:
         """Gradient steps of an iteration."""
         return self.updates
 
-    def init(self, key: Array, batch: Batch, tx: Any) -> DQNState:
+    def init(self, key: Array, batch: Batch, tx: Any) -> OffPolicyState:
         actions, size = self.env.actions(), len(batch["mask"])
         if not isinstance(actions, Discrete):
             raise UserError("task.env: its actions are real numbers; DQN chooses one of several.")
@@ -119,7 +94,7 @@ class DQN:
         seen = playing.observation[0]
         zero = jnp.zeros(())
         row = Transition(seen, jnp.int32(0), zero, zero, seen)
-        return DQNState(step=jnp.int32(0), seen=jnp.uint32(0), key=jax.random.fold_in(key, 2),
+        return OffPolicyState(step=jnp.int32(0), seen=jnp.uint32(0), key=jax.random.fold_in(key, 2),
                         params=params, target=jax.tree.map(jnp.copy, params),
                         opt_state=tx.init(params), playing=playing,
                         replay=replay.empty(row, self.memory))
@@ -129,11 +104,10 @@ class DQN:
         found: Any = self.model.apply({"params": params}, observation, False)
         return found
 
-    def step(self, state: DQNState, batch: Batch, tx: Any) -> tuple[DQNState, Metrics]:
+    def step(self, state: OffPolicyState, batch: Batch, tx: Any) -> tuple[OffPolicyState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         playing, transitions, metrics = self.play(state, jax.random.fold_in(key, 0))
-        memory = replay.added(state.replay, jax.tree.map(
-            lambda x: x.reshape(-1, *x.shape[2:]), transitions))
+        memory = remembered(state.replay, transitions)
 
         def update(carry: Any, key: Array) -> tuple[Any, Any]:
             params, target, opt_state, memory = carry
@@ -159,7 +133,7 @@ class DQN:
                        target=target, opt_state=opt_state, playing=playing, replay=memory), {
                            **metrics, **{name: x.mean() for name, x in found.items()}}
 
-    def play(self, state: DQNState, key: Array) -> tuple[Playing, Transition, Metrics]:
+    def play(self, state: OffPolicyState, key: Array) -> tuple[Playing, Transition, Metrics]:
         """(environments, what was played [T, N, ...], metrics) after `horizon` steps."""
         past = state.step / jnp.maximum(self.explored, 1.)
         epsilon = jnp.maximum(1 - past * (1 - self.epsilon), self.epsilon)
@@ -198,11 +172,11 @@ class DQN:
         total = (weights * optax.losses.huber_loss(error)).mean()
         return total, (error, {"loss": total, "value": q.mean()})
 
-    def evaluate(self, state: DQNState, batch: Batch) -> Mapping[str, Mean]:
+    def evaluate(self, state: OffPolicyState, batch: Batch) -> Mapping[str, Mean]:
         raise UserError("DQN has no test data to be evaluated on; its evaluator is "
                         "episodes.Episodes.")
 
-    def act(self, state: DQNState, observation: Array, key: Array | None) -> Array:
+    def act(self, state: OffPolicyState, observation: Array, key: Array | None) -> Array:
         """The best actions [N] of observations; with a key one in 1 / epsilon is random."""
         action = self.values(state.params, observation).argmax(-1)
         return action if key is None else self.tried(action, key, self.epsilon)

@@ -17,6 +17,7 @@ from jaxdl.errors import UserError
 from jaxdl.policies import Gaussian
 from jaxdl.replay import Replay
 from jaxdl.task import Batch, Mean, Metrics
+from jaxdl.tasks.off_policy import remembered
 
 Array = jax.Array
 
@@ -152,8 +153,7 @@ class PETS:
         playing, transitions, metrics = played(
             self.env, state.playing, jax.random.fold_in(key, 0), self.horizon, 1., 1, choose,
             Gaussian(self.box).bounded)
-        memory = replay.added(state.replay, jax.tree.map(
-            lambda x: x.reshape(-1, *x.shape[2:]), transitions))
+        memory = remembered(state.replay, transitions)
         scales = measured(memory)
         members = self.model.members  # type: ignore[attr-defined]
 

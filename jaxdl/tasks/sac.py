@@ -11,39 +11,13 @@ import optax
 
 from jaxdl import films, replay
 from jaxdl.config import Between, NonNegative, Size
-from jaxdl.envs.environment import Box, Environment, Playing, Transition, begin, played
+from jaxdl.envs.environment import Box, Environment, Transition, begin, played
 from jaxdl.errors import UserError
 from jaxdl.policies import Squashed
-from jaxdl.replay import Replay
 from jaxdl.task import Batch, Mean, Metrics
+from jaxdl.tasks.off_policy import OffPolicyState, remembered
 
 Array = jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class SACState:
-    """All that changes in training: arrays only.
-
-    Attributes:
-      step: int32, iterations done, each of which plays and learns.
-      seen: uint32, environments that they began in: the position in the data.
-      key: the run's random key.
-      params: of "model", and the logarithm of the "temperature".
-      target: those that targets are made of.
-      opt_state: of Optax.
-      playing: the environments, in the middle of their episodes.
-      replay: what was played.
-    """
-
-    step: Array
-    seen: Array
-    key: Array
-    params: Any
-    target: Any
-    opt_state: Any
-    playing: Playing
-    replay: Replay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +85,7 @@ class SAC:
         """How actions follow from what the model says."""
         return Squashed(self.box)
 
-    def init(self, key: Array, batch: Batch, tx: Any) -> SACState:
+    def init(self, key: Array, batch: Batch, tx: Any) -> OffPolicyState:
         size = len(batch["mask"])
         if size * self.horizon > self.memory:
             raise UserError(f"task.memory={self.memory}: an iteration plays batch_size * horizon = "
@@ -126,7 +100,7 @@ class SAC:
                   "temperature": jnp.log(jnp.asarray(self.temperature, jnp.float32))}
         seen, zero = playing.observation[0], jnp.zeros(())
         row = Transition(seen, action[0], zero, zero, seen)
-        return SACState(step=jnp.int32(0), seen=jnp.uint32(0), key=jax.random.fold_in(key, 2),
+        return OffPolicyState(step=jnp.int32(0), seen=jnp.uint32(0), key=jax.random.fold_in(key, 2),
                         params=params, target=jax.tree.map(jnp.copy, params["model"]),
                         opt_state=tx.init(params), playing=playing,
                         replay=replay.empty(row, self.memory))
@@ -146,7 +120,7 @@ class SAC:
         keys = jax.random.split(key, len(observation))
         return jax.vmap(self.policy.sampled)(self.said(params, observation), keys)
 
-    def step(self, state: SACState, batch: Batch, tx: Any) -> tuple[SACState, Metrics]:
+    def step(self, state: OffPolicyState, batch: Batch, tx: Any) -> tuple[OffPolicyState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         warm = state.step >= self.warmup
 
@@ -157,8 +131,7 @@ class SAC:
         playing, transitions, metrics = played(
             self.env, state.playing, jax.random.fold_in(key, 0), self.horizon, self.discount,
             self.n, choose, self.policy.bounded)
-        memory = replay.added(state.replay, jax.tree.map(
-            lambda x: x.reshape(-1, *x.shape[2:]), transitions))
+        memory = remembered(state.replay, transitions)
 
         def update(carry: Any, key: Array) -> tuple[Any, Any]:
             before, target, opt_state = carry
@@ -200,11 +173,11 @@ class SAC:
             "value_loss": value_loss, "policy_loss": policy_loss, "entropy": -logs.mean(),
             "temperature": alpha, "value": value.mean()}
 
-    def evaluate(self, state: SACState, batch: Batch) -> Mapping[str, Mean]:
+    def evaluate(self, state: OffPolicyState, batch: Batch) -> Mapping[str, Mean]:
         raise UserError("SAC has no test data to be evaluated on; its evaluator is "
                         "episodes.Episodes.")
 
-    def act(self, state: SACState, observation: Array, key: Array | None) -> Array:
+    def act(self, state: OffPolicyState, observation: Array, key: Array | None) -> Array:
         """Actions [N, size] of observations, drawn with the key; None takes the mode."""
         if key is None:
             action = self.policy.mode(self.said(state.params["model"], observation))
