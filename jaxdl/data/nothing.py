@@ -1,6 +1,8 @@
 """No data: for what is learned from what it does itself, as in reinforcement learning."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,10 +14,11 @@ LAST = 1 << 31  # ids begin anew after so many
 
 @dataclass(frozen=True, kw_only=True)
 class Empty:
-    """A source of batches without anything in them but "index" and "mask"."""
+    """A source of batches without anything in them but "index" and "mask". It holds no arrays: an
+    empty mapping of them costs no reading, so that trials of several seeds are one program."""
 
     size: int = LAST - 1
-    arrays: None = None
+    arrays: Mapping[str, Any] = field(default_factory=dict)
 
     def index(self, seed: int, position: int, batch_size: int) -> np.ndarray:
         """The positions themselves."""
