@@ -104,8 +104,9 @@ def learn(torch: str, seeds: int) -> None:
             lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
             returns["jaxdl"].append(
                 next(x["test/return"] for x in reversed(list(lines)) if "test/return" in x))
-        said = subprocess.run([torch, PEERS / "ppo_torch.py", f"--learn={ITERATIONS}",
-                               f"--seed={seed}"], check=True, stdout=subprocess.PIPE, text=True)
+        command = [torch, PEERS / "ppo_torch.py", "--threads=1", f"--learn={ITERATIONS}",
+                   f"--seed={seed}"]
+        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         returns["PyTorch"].append(float(said.stdout))
     table = Table("", *(f"seed {i}" for i in range(seeds)), box=MARKDOWN)
     for who, values in returns.items():

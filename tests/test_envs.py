@@ -163,6 +163,10 @@ def test_brax() -> None:
         assert jax.tree.map(lambda x: (x.shape, x.dtype, x.weak_type), playing) == before
         assert step.truncated.tolist() == [i == 2] * 2 and not step.terminated.any()
     assert ended.length.tolist() == [3, 3] and playing.length.tolist() == [0, 0]
+    hopper = Brax(name="hopper", backend="spring")  # Its step writes numbers into what it is given.
+    state, _ = jax.eval_shape(hopper.reset, KEY)
+    after, _ = jax.eval_shape(hopper.step, KEY, state, jnp.zeros(3))
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
     with pytest.raises(UserError, match=r"name=reecher: no such environment\. Did you mean 'rea"):
         _ = Brax(name="reecher").actions()
     assert config.from_json(config.to_json(env)) == env

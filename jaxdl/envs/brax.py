@@ -19,9 +19,10 @@ Array = jax.Array
 @dataclass(frozen=True, kw_only=True)
 class Brax:
     """Bodies with joints, by their name in brax: "inverted_pendulum", "inverted_double_pendulum",
-    "reacher", "swimmer", "pusher", "hopper", "walker2d", "halfcheetah", "ant", "humanoid" and
-    "humanoidstandup" (Freeman et al. 2021, https://arxiv.org/abs/2106.13281). It takes
-    `pip install 'jaxdl[brax]'`, which brings MuJoCo as the reader of their files; nothing is drawn.
+    "reacher", "pusher", "hopper", "walker2d", "halfcheetah", "ant", "humanoid" and
+    "humanoidstandup" (Freeman et al. 2021, https://arxiv.org/abs/2106.13281). "swimmer" of brax
+    0.14.2 calls what JAX 0.10 has no more. It takes `pip install 'jaxdl[brax]'`, which brings
+    MuJoCo as the reader of their files; nothing is drawn.
 
     Attributes:
       name: in brax.
@@ -64,7 +65,8 @@ class Brax:
 
     def step(self, key: Array, state: Any, action: Array) -> tuple[Any, Step]:
         before, time = state
-        after = self.made.step(before, action)
+        copy = jax.tree.map(lambda x: x, before)  # brax writes into the dictionaries in it.
+        after = self.made.step(copy, action)
         after = jax.tree.map(lambda new, old: jnp.asarray(new, old.dtype), after, before)
         time, terminated = time + 1, after.done > 0.5
         return (after, time), Step(
