@@ -65,8 +65,8 @@ class PPO:
             self.observation = torch.tensor(seen)
             rewards[t] = torch.tensor(reward)
             ended[t] = torch.tensor(terminated | truncated, dtype=torch.float32)
-            if truncated.any():  # It goes on in the value of what would have come.
-                cut = np.flatnonzero(truncated & ~terminated)
+            cut = np.flatnonzero(truncated & ~terminated)
+            if len(cut):  # It goes on in the value of what would have come.
                 last = torch.tensor(np.stack(list(more["final_obs"][cut])))
                 with torch.no_grad():
                     rewards[t, cut] += DISCOUNT * self.value(last)[:, 0]
