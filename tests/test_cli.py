@@ -138,7 +138,7 @@ def test_list_names_every_experiment(capfd: Captured) -> None:
     lines = capfd.readouterr().out.splitlines()
     assert {line.split()[0] for line in lines} == {
         p.stem for p in (ROOT / "experiments").glob("*.py")}
-    expected = "accuracy|%|nats|BLEU|MASE|ROUGE|dB|Frechet|error|bits|\\d of \\d"
+    expected = "accuracy|%|nats|BLEU|MASE|ROUGE|dB|Frechet|error|bits|return|bricks|\\d of \\d"
     assert all(re.search(expected, line) for line in lines)
 
 
