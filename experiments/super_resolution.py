@@ -25,7 +25,7 @@ def config() -> Experiment:
         task=SuperResolution(model=ESPCN(scale=3, channels=(64, 64, 32), kernels=(5, 3, 3, 3)),
                              scale=3, norm="l1"),
         data=Photographs(size=96, augment=(Flip(vertical=True),)),
-        optimizer=Adam(learning_rate=Cosine(peak=2e-3, warmup=0.02), clip=1.),
+        optimizer=Adam(learning_rate=Cosine(peak=1e-3, warmup=0.02), clip=0.1),
         evals={"test": Evaluate(split="test", every=1_000, batch_size=32)},
         best=Best(metric="test/psnr"),
         steps=6_000, batch_size=16, log_every=100, save_every=500,
