@@ -20,7 +20,7 @@ from jaxdl.tasks.vq_vae import VQVAE
 def config() -> Experiment:
     return Experiment(
         task=VQVAE(encoder=Encoder(features=None, channels=(32, 64)),
-                   decoder=Decoder(size=28, channels=(64, 32)), codes=128, width=32),
+                   decoder=Decoder(size=28, channels=(64, 32)), codes=128, width=4),
         data=FashionMnist(mean=(0.,), std=(1.,)),
         optimizer=Adam(learning_rate=Cosine(peak=2e-3, warmup=0.05)),
         evals={"test": Evaluate(split="test", every=938, batch_size=250)},

@@ -46,12 +46,19 @@ def added(replay: Replay, rows: Any) -> Replay:
 def drawn(replay: Replay, key: Array, count: int) -> tuple[Any, Array, Array]:
     """(rows [count, ...], their places, the probability of each), in proportion to their
     priorities."""
-    sums = jnp.cumsum(replay.priority)
     # One in each of as many equal parts of the whole (section 3.3, "stratified").
-    at = (jnp.arange(count) + jax.random.uniform(key, (count,))) / count * sums[-1]
-    places = jnp.clip(jnp.searchsorted(sums, at, side="right"), 0, len(sums) - 1)
+    places = found(replay.priority, (jnp.arange(count) + jax.random.uniform(key, (count,))) / count)
+    total = replay.priority.sum()
     return (jax.tree.map(lambda x: x[places], replay.rows), places,
-            replay.priority[places] / sums[-1])
+            replay.priority[places] / total)
+
+
+def found(priority: Array, share: Array) -> Array:
+    """The places at which these shares of the sum of all priorities are passed."""
+    sums = jnp.cumsum(priority)
+    # Rounding may make the largest share all of the sum: it is the last row's that there is.
+    last = jnp.where(priority > 0, jnp.arange(len(sums)), 0).max()
+    return jnp.minimum(jnp.searchsorted(sums, share * sums[-1], side="right"), last)
 
 
 def rated(replay: Replay, places: Array, priority: Array) -> Replay:

@@ -64,6 +64,12 @@ def test_a_memory_keeps_the_newest_and_draws_by_priority() -> None:
     assert set(replay.drawn(half, KEY, 50)[1].tolist()) == {0, 1}  # never what is not there
 
 
+def test_what_is_not_there_is_never_drawn_whatever_rounding_does() -> None:
+    priority = jnp.concatenate([jnp.ones(1_000), jnp.zeros(24)])
+    shares = jnp.array([0., 0.5, 1 - 2 ** -24, 1.])
+    assert replay.found(priority, shares).tolist() == [0, 500, 999, 999]
+
+
 @pytest.mark.parametrize("double", [False, True])
 def test_the_loss_against_numpy(double: bool) -> None:
     task = dataclasses.replace(TASK, double=double)

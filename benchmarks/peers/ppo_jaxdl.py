@@ -61,7 +61,7 @@ def loop() -> None:
                 if turns is None:
                     raise SystemExit
                 self.left = turns * TOGETHER
-            self.left -= 1
+            self.left -= len(batches)
             return super().advance(carry, batches)
 
     def run(turns: int) -> float:

@@ -46,20 +46,23 @@ class Quantised(nn.Module):
         """(what the decoder draws, z [B, h, w, D], its vectors e, codes [B, h, w])."""
         z = self.encoded(image, train)
         code = self.nearest(z)
-        e = self.codebook.astype(z.dtype)[code]
+        e = self.book().astype(z.dtype)[code]
         straight = z + jax.lax.stop_gradient(e - z)  # e, with the gradient of z
         return self.decoder(straight, train), z, e, code  # type: ignore[operator]
 
     def encoded(self, image: Array, train: bool) -> Array:
-        """z of images, each vector with mean 0 and deviation 1, as the codebook begins, so that
-        most codes are somebody's nearest: [B, h, w, D]."""
+        """z of images, each vector with mean 0 and deviation 1: [B, h, w, D]."""
         return self.norm(self.project(self.encoder(image, train)))  # type: ignore[operator]
+
+    def book(self) -> Array:
+        """The codes' vectors [K, D], with mean 0 and deviation 1 as z, so that all are as likely
+        to be somebody's nearest (Yu et al. 2022, https://arxiv.org/abs/2110.04627)."""
+        return self.norm(self.codebook)
 
     def nearest(self, z: Array) -> Array:
         """The codes whose vectors are nearest: int32 [B, h, w]."""
-        book = self.codebook.astype(z.dtype)
-        squares = (book ** 2).sum(-1) - 2 * z @ book.T  # without |z|^2, which is the same for all
-        return squares.argmin(-1).astype(jnp.int32)
+        # All vectors are of one length: the nearest has the largest product.
+        return (z @ self.book().astype(z.dtype).T).argmax(-1).astype(jnp.int32)
 
     def code(self, image: Array) -> Array:
         """The codes of images: int32 [B, h, w]."""
@@ -67,7 +70,7 @@ class Quantised(nn.Module):
 
     def decode(self, code: Array) -> Array:
         """The images of codes [B, h, w]: [B, H, W, C]."""
-        return self.decoder(self.codebook[code], False)  # type: ignore[operator]
+        return self.decoder(self.book()[code], False)  # type: ignore[operator]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +80,10 @@ class VQVAE(LossTask):
 
         mean of (x - decoded)^2 + mean of (sg(z) - e)^2 + commitment * mean of (z - sg(e))^2,
 
-    where sg stops the gradient, and the decoder's goes to z as if it were e. "codes" is the
-    perplexity of the codes of a batch (of each micro-batch): how many it uses, as it were.
+    where sg stops the gradient, and the decoder's goes to z as if it were e. The vectors of both
+    have mean 0 and deviation 1 (Yu et al. 2022, https://arxiv.org/abs/2110.04627, have
+    them of length 1), and few numbers each: else a handful of codes is all that is used. "codes" is
+    the perplexity of the codes of a batch (of each micro-batch): how many it uses, as it were.
 
     A batch has "image" [B, H, W, C] and "mask" [B]. `CodePrior` learns to draw codes.
 
@@ -93,7 +98,7 @@ class VQVAE(LossTask):
     encoder: nn.Module
     decoder: nn.Module
     codes: Size = 128
-    width: Size = 32
+    width: Size = 4
     commitment: NonNegative = 0.25
 
     target_fields: ClassVar[tuple[str, ...]] = ()
