@@ -8,7 +8,7 @@
 Behaviour cloning (Pomerleau 1991, https://doi.org/10.1162/neco.1991.3.1.88) of the policy that the
 run of `ppo_cartpole` found: it plays 25 episodes, of which 20 are learned from and 5 are tested on.
 `played/return` is the number, over 100 episodes that begin otherwise; `demonstrator/return` is that
-of the episodes learned from, which is the bound. The sweep asks how few episodes would do, with
+of the episodes learned from. The sweep asks how few episodes would do, with
 three seeds each; with 20 all three shall reach 475.
 """
 

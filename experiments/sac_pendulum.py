@@ -5,10 +5,10 @@
     python launch.py sweep --experiment=sac_pendulum
 
 Haarnoja et al. (2018), https://arxiv.org/abs/1812.05905, on Pendulum-v1 as gymnax has it, 20,480
-steps in 4 environments and as many gradient steps. An episode of 200 steps costs the square of the
-angle and a little for speed and torque, so that 0 is the most; how high the return can be depends
-on where it begins. `test/return` is the number, over 100 episodes of the policy's mode; a random
-policy has about -1,200.
+steps in 4 environments, nearly a gradient step for each. An episode of 200 steps costs the square
+of the angle and a little for speed and torque, so that 0 is the most; how high the return can be
+depends on where it begins. `test/return` is the number, over 100 episodes of the policy's mode; a
+random policy has about -1,200.
 """
 
 from jaxdl.data.nothing import Nothing

@@ -212,7 +212,7 @@ class Arena:
 
 def elo(points: np.ndarray) -> np.ndarray:
     """Ratings [n] of players, of whom i has points[i, j] against j: those under which the points
-    are likeliest, with a point more for either of every two, so that none is infinite."""
+    are likeliest, with half a point more for either of every two, so that none is infinite."""
     points = points + 0.5 * (1 - np.eye(len(points)))
 
     def surprise(ratings: np.ndarray) -> float:

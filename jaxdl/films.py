@@ -70,6 +70,8 @@ def film(path: Path, frames: Sequence[np.ndarray]) -> None:
 
 def pictures(task: Any, state: Any, material: Material) -> Iterator[Images]:
     """An episode of the likeliest actions, as a task's method `pictures`."""
+    if not hasattr(task.env, "frame"):
+        return
     seen = jax.jit(lambda state: watched(task, state, jax.random.key(0)))(state)
     frames, steps = drawn(task.env, seen, SHOWN)
     if frames:
@@ -100,5 +102,7 @@ def game(task: Any, state: Any, material: Material) -> Iterator[Images]:
         mover = ("second", "first")[len(frames) % 2 == 0]  # of the last move
         end = {0: "a draw", 1: f"won by the {mover} to move"}.get(
             int(positions.reward[0]), f"lost by the {mover} to move")
+        if not bool(jnp.asarray(positions.over)[0]):
+            end = "not over"
         yield Images(title="A game against itself", images=np.stack([frames[i] for i in steps]),
                      captions=[f"move {i}" for i in steps], note=f"It is {end}.")

@@ -82,6 +82,24 @@ def test_the_search_finds_the_move_that_wins(search: Any) -> None:
         assert float(policy[0, 0]) == pytest.approx(0, abs=1e-6)
 
 
+def test_illegal_actions_take_nothing_from_legal_ones() -> None:
+    """Whatever the network says of them: there is always a loss of none."""
+    task = dataclasses.replace(TASK, search="puct", simulations=50)
+
+    class Said(AlphaZero):
+        def apply(self, params: Any, observation: Any) -> Any:
+            size = observation.shape[0]
+            # Eight is good, as it says, and the taken fields are better.
+            said = jnp.zeros((size, 9)).at[:, 8].set(4.).at[:, jnp.array([0, 3])].set(10.)
+            return said, jnp.zeros(size)
+
+    task = Said(**{f.name: getattr(task, f.name) for f in dataclasses.fields(task)})
+    policies = jax.jit(jax.vmap(lambda key: task.searched(None, after(0, 3), key, True)[1][0]))(
+        jax.random.split(KEY, 20))
+    assert float(policies[:, 8].mean()) > 0.5
+    assert float(policies[:, jnp.array([0, 3])].max()) == 0
+
+
 def test_games_go_on_from_iteration_to_iteration() -> None:
     state = jax.jit(lambda: TASK.init(KEY, BATCH, TX))()
     step = jax.jit(lambda s: TASK.step(s, BATCH, TX))

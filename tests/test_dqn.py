@@ -119,6 +119,8 @@ def test_nothing_is_learned_while_it_warms_up() -> None:
     epsilons = [float(step(s)[1]["epsilon"]) for s in (states[0], dataclasses.replace(
         state, step=jnp.int32(5)), dataclasses.replace(state, step=jnp.int32(30)))]
     np.testing.assert_allclose(epsilons, [1, 1 - 0.5 * 0.95, 0.05], rtol=1e-5)
+    eager = dataclasses.replace(TASK, explored=0.)  # It plays at random until it learns.
+    assert float(jax.jit(lambda s: eager.step(s, BATCH, TX))(states[1])[1]["epsilon"]) == 1
 
 
 @pytest.mark.parametrize(("changes", "message"), [

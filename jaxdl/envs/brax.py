@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxdl.config import Size
 from jaxdl.envs.environment import Box, Step
 from jaxdl.envs.gymnax import strong
-from jaxdl.errors import UserError, nearest
+from jaxdl.errors import UserError, nearest, told
 
 Array = jax.Array
 
@@ -51,7 +51,7 @@ class Brax:
                 return envs.get_environment(self.name, backend=self.backend)
             except Exception as error:
                 raise UserError(f"Brax: name={self.name}, backend={self.backend}: "
-                                f"{str(error).splitlines()[0]}") from error
+                                f"{told(error)}") from error
 
     def actions(self) -> Box:
         return Box(self.made.action_size, -1., 1.)

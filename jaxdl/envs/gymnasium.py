@@ -68,12 +68,13 @@ class Gymnasium:
 
     def actions(self) -> Discrete | Box:
         space = alive(self.name).space
-        if hasattr(space, "n"):
+        if type(space).__name__ == "Discrete":
             return Discrete(int(space.n))
         low, high = (np.unique(np.asarray(getattr(space, x, ()))) for x in ("low", "high"))
-        if len(low) != 1 or len(high) != 1 or len(space.shape) > 1:
-            raise UserError(f"Gymnasium: name={self.name}: its actions are no vector with one "
-                            "range for all its values.")
+        if len(low) != 1 or len(high) != 1 or len(space.shape) != 1 or not np.isfinite(
+                [low[0], high[0]]).all():
+            raise UserError(f"Gymnasium: name={self.name}: its actions are neither one of several "
+                            "nor a vector with one finite range for all its values.")
         return Box(int(np.prod(space.shape)), float(low[0]), float(high[0]))
 
     def shape(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import Annotated, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from jaxdl.config import Between, Fraction, NonNegative, Size
+from jaxdl.config import Between, Fraction, NonNegative
 
 Array = jax.Array
 
@@ -267,7 +267,7 @@ class Scenes:
     """
 
     robot: Robot
-    discs: Size = 8
+    discs: Annotated[int, Between(1, CANDIDATES)] = 8
     smallest: NonNegative = 0.05
     largest: NonNegative = 0.15
     moving: Fraction = 0.5

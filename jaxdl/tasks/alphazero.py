@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdl import films, replay
-from jaxdl.config import Count, Fraction, NonNegative, Size
+from jaxdl.config import Between, Count, Fraction, NonNegative, Size
 from jaxdl.envs.board import Game, Position, chosen
 from jaxdl.errors import UserError
 from jaxdl.replay import Replay
@@ -42,7 +42,7 @@ class AlphaZeroState:
       params: of the network.
       opt_state: of Optax.
       positions: of the games that are played, [N, ...].
-      moves: of each game so far, int32 [N].
+      moves: of each game since its opening, int32 [N].
       replay: examples of what was played.
     """
 
@@ -81,7 +81,7 @@ class AlphaZero:
       search: see above.
       simulations: positions that are looked at for each move.
       considered: actions that "gumbel" tries at the root.
-      noise: share of Dirichlet noise in the policy at the root of "puct".
+      noise: share of Dirichlet noise over the legal actions in the policy at the root of "puct".
       concentration: of that noise; the paper has 0.3 for chess and 0.03 for Go.
       opening: a game begins after so many random moves at most, so that also what a good player
         would never come to is learned; they are not remembered.
@@ -98,7 +98,7 @@ class AlphaZero:
     simulations: Size = 32
     considered: Size = 16
     noise: Fraction = 0.25
-    concentration: NonNegative = 0.3
+    concentration: Annotated[float, Between(1e-3)] = 0.3
     opening: Count = 0
     horizon: Size = 16
     updates: Size = 8
@@ -169,17 +169,22 @@ class AlphaZero:
                 value=jnp.where(after.over, 0, value)), after
 
         logits, value = self.apply(params, positions.observation)
+        logits = jnp.where(positions.legal, logits, jnp.finfo(logits.dtype).min)
+        if self.search == "puct" and explore:  # mctx's own noise is of illegal actions too.
+            drawn = jax.random.gamma(jax.random.fold_in(key, 1), self.concentration, logits.shape)
+            drawn = jnp.where(positions.legal, drawn + 1e-30, 0)
+            logits = jnp.log((1 - self.noise) * jax.nn.softmax(logits)
+                             + self.noise * drawn / drawn.sum(-1, keepdims=True))
         root = mctx().RootFnOutput(prior_logits=logits, value=value, embedding=positions)
-        given = (params, key, root, simulated, self.simulations)
+        given = (params, jax.random.fold_in(key, 0), root, simulated, self.simulations)
         if self.search == "gumbel":
             found = mctx().gumbel_muzero_policy(
                 *given, invalid_actions=~positions.legal,
                 max_num_considered_actions=self.considered, gumbel_scale=float(explore))
         else:
             found = mctx().muzero_policy(
-                *given, invalid_actions=~positions.legal,
-                dirichlet_fraction=self.noise if explore else 0.,
-                dirichlet_alpha=self.concentration, temperature=float(explore))
+                *given, invalid_actions=~positions.legal, dirichlet_fraction=0.,
+                temperature=float(explore))
         return found.action, found.action_weights
 
     def step(self, state: AlphaZeroState, batch: Batch,

@@ -137,6 +137,7 @@ class DQN:
         """(environments, what was played [T, N, ...], metrics) after `horizon` steps."""
         past = state.step / jnp.maximum(self.explored, 1.)
         epsilon = jnp.maximum(1 - past * (1 - self.epsilon), self.epsilon)
+        epsilon = jnp.where(state.step < self.warmup, 1., epsilon)
 
         def choose(observation: Array, key: Array) -> Array:
             return self.tried(self.values(state.params, observation).argmax(-1), key, epsilon)

@@ -4,14 +4,14 @@ https://doi.org/10.1177/0278364914528132)."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxdl.config import NonNegative, Size
+from jaxdl.config import Between, NonNegative, Size
 from jaxdl.envs.drawn import HEADS, strip
 from jaxdl.envs.robots import (
     Motion,
@@ -100,7 +100,7 @@ class Plan:
     scenes: Scenes
     steps: Size = 64
     guesses: Size = 12
-    margin: NonNegative = 0.03
+    margin: Annotated[float, Between(1e-6)] = 0.03
     smoothness: NonNegative = 1e-4
     obstacle: NonNegative = 1e4
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxdl import films, replay
-from jaxdl.config import Between, NonNegative, Size
+from jaxdl.config import Between, Size
 from jaxdl.envs.environment import Box, Environment, Transition, begin, played
 from jaxdl.errors import UserError
 from jaxdl.policies import Squashed
@@ -48,7 +48,7 @@ class SAC:
       n: rewards that are summed; at most `horizon` count.
       discount: gamma.
       target_rate: share of the parameters that enters the target's after each gradient step.
-      temperature: alpha, at first; 0 leaves entropy out for good.
+      temperature: alpha, at first. Its logarithm is a parameter: a decay of weights pulls it to 0.
       entropy: that the policy is to have, in nats; None for minus the size of an action (appendix
         D), in units of half the range.
     """
@@ -63,7 +63,7 @@ class SAC:
     n: Size = 1
     discount: Annotated[float, Between(0, 1)] = 0.99
     target_rate: Annotated[float, Between(0, 1)] = 0.005
-    temperature: NonNegative = 1.
+    temperature: Annotated[float, Between(1e-6)] = 1.
     entropy: float | None = None
 
     pictures = films.pictures
