@@ -167,7 +167,10 @@ class Arena:
         values: dict[str, float] = {}
         points = np.zeros((len(names), len(names)))
         for (i, one), (j, other) in itertools.combinations(enumerate(names), 2):
-            results = self.match(task, state, context, one, other)
+            pair = context.name, "match", one, other
+            if not one or pair not in context.compiled:  # Fixed players always play the same.
+                context.compiled[pair] = self.match(task, state, context, one, other)
+            results = context.compiled[pair]
             points[i, j] = (results + 1).sum() / 2
             points[j, i] = len(results) - points[i, j]
             if not one:

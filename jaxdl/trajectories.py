@@ -97,12 +97,19 @@ def load(path: str | os.PathLike[str]) -> Trajectories:
         raise UserError(f"{file}: 'episode' is {found['episode'].dtype} "
                         f"{found['episode'].shape}; expected whole numbers, one for each step.")
     for name, x in found.items():
+        if x.dtype.kind not in "biuf":
+            raise UserError(f"{file}: {name!r} is {x.dtype}; expected numbers.")
+        if x.dtype.kind in "iu" and x.size and not -1 << 31 <= x.min() <= x.max() < 1 << 31:
+            raise UserError(f"{file}: {name!r} has whole numbers beyond 32 bits.")
         if x.shape[:1] != length:
             raise UserError(f"{file}: {name!r} has the shape {x.shape}; there are {length[0]:,} "
                             "steps in 'episode'.")
         if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
             raise UserError(f"{file}: {name!r} is not finite in step "
                             f"{np.argwhere(~np.isfinite(x))[0][0]:,}.")
+    if found["reward"].ndim != 1:
+        raise UserError(f"{file}: 'reward' has the shape {found['reward'].shape}; expected one "
+                        "number for each step.")
     if not length[0]:
         raise UserError(f"{file}: there are no steps.")
     return found

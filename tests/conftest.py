@@ -4,6 +4,7 @@ import os
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,3 +35,19 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test finds data of the machine it runs on, or writes outside its own folder."""
     monkeypatch.setenv("JAXDL_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many trials each program has that is compiled, one after the other; 0 is a single run."""
+    from jaxdl.train import Program
+
+    found: list[int] = []
+    compiled = Program.compile
+
+    def counted(self: Program) -> Any:
+        found.append(len(self.trials))
+        return compiled(self)
+
+    monkeypatch.setattr(Program, "compile", counted)
+    return found

@@ -219,12 +219,13 @@ def test_it_resumes_bit_exactly_in_mid_game(tmp_path: Path, monkeypatch: pytest.
     assert "is the run that was not, to the bit" in capfd.readouterr().out
 
 
-def test_seeds_are_one_program(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_seeds_are_one_program(tmp_path: Path, programs: list[int],
+                               capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.py").write_text(FILE)
     assert cli.main(["sweep", f"--experiment={tmp_path / 'tiny.py'}", "--over", "seed=0,1",
                      "--executor=vmap", "--metric=test/elo", "--steps=2",
                      f"--workdir={tmp_path / 'seeds'}"]) == 0
-    assert "2 done" in capfd.readouterr().out
+    assert "2 done" in capfd.readouterr().out and set(programs) == {2}
 
 
 def test_nine_by_nine_go_is_played() -> None:

@@ -77,6 +77,9 @@ def test_a_file_of_them(tmp_path: Path) -> None:
     ({"episode": np.zeros(10, np.float32)}, r"'episode' is float32 \(10,\); expected whole"),
     ({"action": np.zeros(9, np.int32)}, r"'action' has the shape \(9,\); there are 10 steps"),
     ({"reward": np.array([0.] * 9 + [np.nan])}, "'reward' is not finite in step 9"),
+    ({"observation": np.array(["one"] * 10)}, "'observation' is <U3; expected numbers"),
+    ({"action": np.full(10, 1 << 40)}, "'action' has whole numbers beyond 32 bits"),
+    ({"reward": np.zeros((10, 2))}, r"'reward' has the shape \(10, 2\); expected one number"),
     ({"action": np.array([None] * 10)}, "no npz file of arrays")])
 def test_files_that_are_none(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     arrays = {**trajectories.played(Guide(), None, count=2), **changes}

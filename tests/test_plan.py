@@ -317,14 +317,14 @@ def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path, monkeypatch: py
     assert "is the run that was not, to the bit" in capfd.readouterr().out
 
 
-def test_seeds_and_floats_are_one_program(experiment: str, tmp_path: Path,
+def test_seeds_and_floats_are_one_program(experiment: str, tmp_path: Path, programs: list[int],
                                           capfd: pytest.CaptureFixture[str]) -> None:
     sweep, little = tmp_path / "sweep", ["--steps=6", "--batch_size=4", "--log_every=1",
                                          "--evals.test.samples=300", "--evals.test.attempts=1"]
     assert cli.main(["sweep", experiment, "--over", "seed=0,1", "--over",
                      "task.scenes.robot.thickness=0.02,0.05", "--metric=test/collision_free",
                      "--executor=vmap", *little, f"--workdir={sweep}"]) == 0
-    assert "4 done" in capfd.readouterr().out
+    assert "4 done" in capfd.readouterr().out and set(programs) == {4}
     alone = tmp_path / "alone"
     assert cli.main([experiment, "--seed=1", "--task.scenes.robot.thickness=0.05", *little,
                      f"--workdir={alone}"]) == 0

@@ -23,7 +23,6 @@ from jaxdl.errors import UserError
 from jaxdl.matmul import narrow
 from jaxdl.models.actor_critic import ActorCritic
 from jaxdl.tasks.ppo import PPO, Played, shuffled
-from jaxdl.train import Program
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -173,16 +172,13 @@ def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path, monkeypatch: py
     assert "is the run that was not, to the bit" in capfd.readouterr().out
 
 
-def test_seeds_are_one_program(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+def test_seeds_are_one_program(experiment: str, tmp_path: Path, programs: list[int],
                                capfd: pytest.CaptureFixture[str]) -> None:
-    compiled, compile_ = [], Program.compile
-    monkeypatch.setattr(Program, "compile", lambda self: (
-        compiled.append(len(self.trials)), compile_(self))[1])
     sweep = tmp_path / "sweep"
     assert cli.main(["sweep", experiment, "--over", "seed=0,1,2", "--metric=test/return",
                      "--executor=vmap", "--steps=6", f"--workdir={sweep}"]) == 0
     assert "3 done" in capfd.readouterr().out
-    assert set(compiled) == {3}
+    assert set(programs) == {3}
     alone = tmp_path / "alone"
     assert cli.main([experiment, "--seed=2", "--steps=6", f"--workdir={alone}"]) == 0
 

@@ -187,12 +187,13 @@ def test_it_resumes_bit_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert "is the run that was not, to the bit" in capfd.readouterr().out
 
 
-def test_seeds_are_one_program(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_seeds_are_one_program(tmp_path: Path, programs: list[int],
+                               capfd: pytest.CaptureFixture[str]) -> None:
     experiment = written(tmp_path, RECURRENT)
     sweep, alone = tmp_path / "sweep", tmp_path / "alone"
     assert cli.main(["sweep", experiment, "--over", "seed=0,1", "--metric=test/return",
                      "--executor=vmap", "--steps=6", f"--workdir={sweep}"]) == 0
-    assert "2 done" in capfd.readouterr().out
+    assert "2 done" in capfd.readouterr().out and set(programs) == {2}
     assert cli.main([experiment, "--seed=1", "--steps=6", f"--workdir={alone}"]) == 0
 
     def losses(folder: Path) -> list[float]:

@@ -121,12 +121,12 @@ def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path, monkeypatch: py
     assert "is the run that was not, to the bit" in capfd.readouterr().out
 
 
-def test_seeds_are_one_program(experiment: str, tmp_path: Path,
+def test_seeds_are_one_program(experiment: str, tmp_path: Path, programs: list[int],
                                capfd: pytest.CaptureFixture[str]) -> None:
     sweep = tmp_path / "sweep"
     assert cli.main(["sweep", experiment, "--over", "seed=0,1", "--metric=test/return",
                      "--executor=vmap", "--steps=6", "--log_every=2", f"--workdir={sweep}"]) == 0
-    assert "2 done" in capfd.readouterr().out
+    assert "2 done" in capfd.readouterr().out and set(programs) == {2}
     alone = tmp_path / "alone"
     assert cli.main([experiment, "--seed=1", "--steps=6", "--log_every=2",
                      f"--workdir={alone}"]) == 0
