@@ -48,8 +48,23 @@ class Drunken(Walk):
     drunken = True
 
 
-gymnasium.register("Walk-v0", Walk)
-gymnasium.register("Drunken-v0", Drunken)
+class Wide(Walk):
+    """Shows two numbers where it has said one."""
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+
+class Bits(Walk):
+    action_space = gymnasium.spaces.MultiBinary(3)
+
+
+class Endless(Walk):
+    action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+
+for kind in (Walk, Drunken, Wide, Bits, Endless):
+    gymnasium.register(f"{kind.__name__}-v0", kind)
 '''
 
 
@@ -67,7 +82,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
     sys.modules.pop("walks_of_mine", None)
-    for name in ("Walk-v0", "Drunken-v0"):
+    for name in ("Walk-v0", "Drunken-v0", "Wide-v0", "Bits-v0", "Endless-v0"):
         gymnasium.registry.pop(name, None)
 
 
@@ -121,6 +136,17 @@ def test_from_one_state_two_ways_lead_on() -> None:
     other = step(KEY, state, jnp.int32(1))
     jax.tree.map(np.testing.assert_array_equal, first, step(KEY, state, jnp.int32(0)))
     assert first[1].observation[1] < other[1].observation[1]
+
+
+@pytest.mark.parametrize("name", ["Bits", "Endless"])
+def test_actions_that_nobody_can_take(name: str, mine: None) -> None:
+    with pytest.raises(UserError, match="neither one of several nor a vector with one finite"):
+        Gymnasium(name=f"walks_of_mine:{name}-v0").actions()
+
+
+def test_observations_are_what_they_were_said_to_be(mine: None) -> None:
+    with pytest.raises(UserError, match=r"has the shape \(2,\); by its .* they have \(1,\)"):
+        alive("walks_of_mine:Wide-v0").begin(0)
 
 
 def test_your_own_and_what_it_raises(mine: None) -> None:

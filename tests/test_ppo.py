@@ -189,6 +189,14 @@ def test_seeds_are_one_program(experiment: str, tmp_path: Path, programs: list[i
     assert returns(sweep / "trials" / "0002") == pytest.approx(returns(alone), rel=1e-4)
 
 
+def test_convolutions_want_images() -> None:
+    model = ActorCritic(outputs=2, channels=(4,))
+    assert model.init(KEY, jnp.zeros((2, 5, 5, 3)), True)["params"]["conv1"]["kernel"].shape == (
+        3, 3, 3, 4)
+    with pytest.raises(UserError, match=r"task.model.channels=\(4,\): .* the shape \(9,\)"):
+        model.init(KEY, jnp.zeros((2, 9)), True)
+
+
 def test_no_line_of_the_core_knows_of_environments() -> None:
     from tests.test_core import CORE
 

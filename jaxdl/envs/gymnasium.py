@@ -136,7 +136,15 @@ class Alive:
         if not self.spare:
             self.spare.append(self.called(self.gymnasium.make, self.name, disable_env_checker=True))
         env = self.spare.pop()
-        return env, np.asarray(self.called(env.reset, seed=seed)[0], np.float32)
+        return env, self.seen(self.called(env.reset, seed=seed)[0])
+
+    def seen(self, observation: Any) -> np.ndarray:
+        """An observation, if it is what the environment has said that they are."""
+        found = self.called(np.asarray, observation, np.float32)
+        if found.shape != self.shape:
+            raise UserError(f"Gymnasium: name={self.name}: an observation has the shape "
+                            f"{found.shape}; by its observation_space they have {self.shape}.")
+        return found
 
     def act(self, env: Any, action: Any) -> tuple[np.ndarray, float, bool, bool]:
         """What the environment answers: observation, reward, terminated, truncated."""
@@ -145,7 +153,7 @@ class Alive:
         else:
             action = np.array(action, self.space.dtype)
         observation, *rest, _ = self.called(env.step, action)
-        return np.asarray(observation, np.float32), *rest
+        return self.seen(observation), *rest
 
     def at(self, seed: int, actions: np.ndarray, check: int) -> Any:
         """An environment that has come there; nobody else has it."""

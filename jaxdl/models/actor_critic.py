@@ -8,11 +8,24 @@ import jax
 import jax.numpy as jnp
 
 from jaxdl.config import Size
+from jaxdl.errors import UserError
 from jaxdl.layers import Activation, Conv, activate
 from jaxdl.matmul import narrow
 from jaxdl.models.rnn import Kind, Stack, zeros
 
 Array = jax.Array
+
+
+def convolved(observation: Array, channels: Sequence[int], activation: Activation) -> Array:
+    """Convolutions with kernel 3 over observations [B, H, W, C], if there are any: [B, features].
+    """
+    x = observation
+    if channels and x.ndim != 4:
+        raise UserError(f"task.model.channels={tuple(channels)}: an observation has the shape "
+                        f"{x.shape[1:]}; expected [H, W, C], or no channels.")
+    for i, width in enumerate(channels):
+        x = activate(Conv(width, (3, 3), name=f"conv{i + 1}")(x), activation)
+    return x.reshape(len(x), -1)
 
 
 class ActorCritic(nn.Module):
@@ -37,10 +50,7 @@ class ActorCritic(nn.Module):
     @nn.compact
     def __call__(self, observation: Array, train: bool) -> tuple[Array, Array]:
         """([B, outputs], values [B]) of observations [B, ...]."""
-        x = observation
-        for i, channels in enumerate(self.channels):
-            x = activate(Conv(channels, (3, 3), name=f"conv{i + 1}")(x), self.activation)
-        x = x.reshape(len(x), -1)
+        x = convolved(observation, self.channels, self.activation)
         said = self.head(x, "policy", self.outputs, 0.01)
         return said, self.head(x, "value", 1, 1.)[:, 0]
 
@@ -93,10 +103,8 @@ class RecurrentActorCritic(nn.Module):
           fresh: bool [N, T], where an episode begins: nothing is carried into that step.
         """
         count, length = observation.shape[:2]
-        x = observation.reshape(count * length, *observation.shape[2:])
-        for i, channels in enumerate(self.channels):
-            x = activate(Conv(channels, (3, 3), name=f"conv{i + 1}")(x), self.activation)
-        x = x.reshape(count * length, -1)
+        x = convolved(observation.reshape(count * length, *observation.shape[2:]), self.channels,
+                      self.activation)
         for i, width in enumerate(self.widths):
             x = nn.Dense(width, kernel_init=nn.initializers.orthogonal(jnp.sqrt(2.)),
                          name=f"dense{i + 1}")(x)

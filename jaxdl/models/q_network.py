@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 
 from jaxdl.config import Size
-from jaxdl.layers import Activation, Conv, activate
+from jaxdl.layers import Activation, activate
+from jaxdl.models.actor_critic import convolved
 
 Array = jax.Array
 
@@ -30,10 +31,7 @@ class QNetwork(nn.Module):
     @nn.compact
     def __call__(self, observation: Array, train: bool) -> Array:
         """[B, actions] of observations [B, ...]."""
-        x = observation
-        for i, channels in enumerate(self.channels):
-            x = activate(Conv(channels, (3, 3), name=f"conv{i + 1}")(x), self.activation)
-        x = x.reshape(len(x), -1)
+        x = convolved(observation, self.channels, self.activation)
         for i, width in enumerate(self.widths):
             x = activate(nn.Dense(width, name=f"dense{i + 1}")(x), self.activation)
         advantage = nn.Dense(self.actions, name="head")(x)
