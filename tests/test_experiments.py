@@ -56,6 +56,7 @@ from jaxdl.tasks.flow import Flow
 from jaxdl.tasks.gan import GAN
 from jaxdl.tasks.image_translation import CycleGAN, Pix2Pix, Translated
 from jaxdl.tasks.lora import LoRA
+from jaxdl.tasks.pets import PETS
 from jaxdl.tasks.pixels import Pixels
 from jaxdl.tasks.plan import Plan
 from jaxdl.tasks.ppo import PPO
@@ -163,6 +164,9 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
         DQN: {"env": GridWorld(limit=4), "model.actions": 4, "horizon": 4, "warmup": 1},
         AlphaZero: {"model.widths": (4,), "simulations": 2, "horizon": 2, "updates": 1,
                     "sample": 8},
+        PETS: {"env": Mirror(), "model.outputs": 2, "model.widths": (4,), "model.members": 2,
+               "horizon": 4, "updates": 1, "warmup": 1, "ahead": 2, "candidates": 4, "elites": 2,
+               "rounds": 1},
         SAC: {"env": Mirror(), "model.widths": (4,), "horizon": 4, "updates": 1, "warmup": 1},
         BehaviourCloning: {"env": GridWorld(limit=4), "model.classes": 4},
         Plan: {"scenes.discs": 3, "guesses": 3, "steps": 16},
