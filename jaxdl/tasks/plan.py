@@ -98,7 +98,7 @@ class Plan:
     """
 
     scenes: Scenes
-    steps: Size = 64
+    steps: Annotated[int, Between(2)] = 64
     guesses: Size = 12
     margin: Annotated[float, Between(1e-6)] = 0.03
     smoothness: NonNegative = 1e-4
