@@ -19,6 +19,7 @@ from jaxdl import cli, config, rrt
 from jaxdl.envs.drawn import HEADS, strip
 from jaxdl.envs.robots import (
     Arm,
+    Motion,
     PointMass,
     Robot,
     Scene,
@@ -28,6 +29,7 @@ from jaxdl.envs.robots import (
     line,
     reaching,
     rollout,
+    within,
 )
 from jaxdl.errors import UserError
 from jaxdl.pictures import Material
@@ -157,6 +159,21 @@ def test_the_gradient_against_finite_differences(robot: Robot) -> None:
         way = jnp.asarray(random.normal(size=(6, size)), jnp.float32)
         found = (cost(controls + 3e-3 * way) - cost(controls - 3e-3 * way)) / 6e-3
         assert float(found) == pytest.approx(float((gradient * way).sum()), rel=2e-2, abs=2e-2)
+
+
+def test_a_limit_counts_between_poses() -> None:
+    # It is back after 1, and was v^2 / 2 / 8 high.
+    thrown = Motion(jnp.zeros(2), jnp.asarray([4., 0]))
+
+    def moved(times: jax.Array) -> Motion:
+        return jax.vmap(lambda t: MASS.move(thrown, jnp.asarray([-8., 0]), t))(times)
+
+    poses = moved(jnp.asarray([0., 1]))
+    np.testing.assert_allclose(poses.place, 0, atol=1e-6)
+    assert float(moved(jnp.linspace(0, 1, 101)).place.max()) == pytest.approx(1)
+    assert within(PointMass(limit=1.01), poses)
+    assert not within(PointMass(limit=0.99), poses)
+    assert not within(PointMass(limit=1.01, speed=3.9), poses)
 
 
 @ROBOTS

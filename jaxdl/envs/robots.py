@@ -210,6 +210,18 @@ def line(robot: Robot, scene: Scene, places: Array, times: Array, pieces: int) -
                   jax.vmap(robot.sweep)(jnp.diff(place, axis=0)))
 
 
+def within(robot: Robot, motion: Motion) -> Array:
+    """Whether a motion of poses [M + 1, size] keeps the robot's limits, between them as well: where
+    a number turns back it has gone on by v^2 / 2 over its acceleration."""
+    place, velocity = jnp.abs(motion.place), motion.velocity
+    before, after = velocity[:-1], velocity[1:]
+    far = jnp.square(before) / jnp.maximum(jnp.abs(before - after), 1e-12) / (2 * len(before))
+    turned = place[:-1] + jnp.where(before * after < 0, far, 0)
+    # A speed is nowhere larger than at one of the poses.
+    return ((jnp.maximum(place.max(), turned.max()) <= robot.limit)
+            & (jnp.linalg.norm(velocity, axis=-1).max() <= robot.speed))
+
+
 def rollout(robot: Robot, start: Array, controls: Array) -> Motion:
     """The simulator: where the robot is, from rest, under controls [T, size] of 1 / T each:
     [T + 1, size]."""

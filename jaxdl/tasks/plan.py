@@ -23,6 +23,7 @@ from jaxdl.envs.robots import (
     proven,
     reaching,
     rollout,
+    within,
 )
 from jaxdl.errors import UserError
 from jaxdl.pictures import Images, Material, Picture
@@ -179,9 +180,7 @@ class Plan:
             time = jnp.linspace(0, 1, len(velocity))
             clear = proven(robot, scene, motion.place, time, travel)
             length = jnp.linalg.norm(jnp.diff(motion.place, axis=0), axis=-1).sum()
-            kept = ((jnp.abs(motion.place).max() <= robot.limit)
-                    & (jnp.linalg.norm(velocity, axis=-1).max() <= robot.speed))
-            return Answers(motion.place, length, clear, kept & (clear > 0))
+            return Answers(motion.place, length, clear, within(robot, motion) & (clear > 0))
 
         def best(given: tuple[Scene, Array]) -> Answers:
             scene, guesses = given
