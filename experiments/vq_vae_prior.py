@@ -22,7 +22,7 @@ from jaxdl.optimizer import Adam, Cosine
 from jaxdl.tasks.vq_vae import VQVAE, CodePrior
 
 VQ_VAE = VQVAE(encoder=Encoder(features=None, channels=(32, 64)),
-               decoder=Decoder(size=28, channels=(64, 32)), codes=128, width=4)
+               decoder=Decoder(size=28, channels=(64, 32)), codes=128, width=3)
 
 
 def config() -> Experiment:

@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 CACHE = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR",
@@ -36,6 +37,13 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAXDL_DATA", str(tmp_path / "data"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def own_numbers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module's RANDOM begins anew for each of its tests: none depends on which ran before."""
+    if hasattr(request.module, "RANDOM"):
+        monkeypatch.setattr(request.module, "RANDOM", np.random.default_rng(0))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from jaxdl.data import tfds
 from jaxdl.data.idx import FashionMnist, Idx, Mnist, parse
 from jaxdl.errors import DataMissing, UserError
 
-rng = np.random.default_rng(0)
+RANDOM = np.random.default_rng(0)
 CODES = {"uint8": 8, "int8": 9, "int16": 11, "int32": 12, "float32": 13, "float64": 14}
 
 
@@ -33,8 +33,8 @@ def write(folder: Path, *, dot: str = "-", gz: bool = True,
     folder.mkdir(parents=True, exist_ok=True)
     made = {}
     for part, n in zip(parts, (30, 10), strict=True):
-        image = rng.integers(0, 256, (n, 28, 28), np.uint8)
-        label = rng.integers(0, 10, n, np.uint8)
+        image = RANDOM.integers(0, 256, (n, 28, 28), np.uint8)
+        label = RANDOM.integers(0, 10, n, np.uint8)
         for kind, array in (("images", image), ("labels", label)):
             name = f"{part}-{kind}{dot}idx{array.ndim}-ubyte"
             content = idx(array)
@@ -64,7 +64,7 @@ def nothing_on_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("dtype", CODES)
 def test_every_type(tmp_path: Path, dtype: str) -> None:
-    array = (rng.normal(size=(3, 4, 5)) * 50).astype(dtype)
+    array = (RANDOM.normal(size=(3, 4, 5)) * 50).astype(dtype)
     (tmp_path / "x").write_bytes(idx(array))
     np.testing.assert_array_equal(parse(tmp_path / "x"), array)
 

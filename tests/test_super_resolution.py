@@ -66,7 +66,7 @@ def test_a_fresh_network_interpolates_and_both_learn() -> None:
         before = evaluate(state, batch)
         assert abs(before["psnr"].value() - before["bicubic_psnr"].value()) < 0.1
         state = jax.jit(lambda s, task=task, tx=tx: jax.lax.fori_loop(
-            0, 80, lambda _, s: task.step(s, batch, tx)[0], s))(state)
+            0, 240, lambda _, s: task.step(s, batch, tx)[0], s))(state)
         after = evaluate(state, batch)
         assert after["psnr"].value() > after["bicubic_psnr"].value() + 0.5
         assert after["ssim"].value() > after["bicubic_ssim"].value()
