@@ -32,8 +32,8 @@ def config() -> Experiment:
         task=TASK,
         data=FashionMnist(mean=(0.5,), std=(0.5,), augment=(Edges(),), evaluation=(Edges(),)),
         optimizer={"generator": optimizer, "discriminator": optimizer},
-        evals={"test": Evaluate(split="test", every=938, batch_size=250)},
-        steps=3_752, batch_size=32, log_every=67, save_every=469,  # two epochs
+        evals={"test": Evaluate(split="test", every=1_876, batch_size=250)},
+        steps=7_504, batch_size=32, log_every=67, save_every=938,  # four epochs
     )
 
 
