@@ -7,7 +7,9 @@ Knows no family of tasks: a task shows itself, see pictures.py.
 
 import contextlib
 import math
+import re
 import shlex
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,12 +58,18 @@ def header(run: Logged) -> str:
     if best is not None:
         columns.append(f"best {'↑' if run.ranked()[1] else '↓'} (step {best[0]:,})")
     numbers = table(heads(columns), rows)
-    said = "\n".join(lines[1:]).strip()
     box = (f"<div class=expected><h3>Expected</h3><p><b>{escaped(lines[0])}</b></p>"
-           f"<pre>{escaped(said)}</pre></div>")
+           f"{prose(lines[1:])}</div>")
     again = shlex.join([*program(run), f"--experiment={run.folder}"])
     return section("Result", f"<div class=two>{numbers}{box}</div><p class=note>Again, in a new "
                    f"folder: <code>{escaped(again)}</code></p>")
+
+
+def prose(lines: Sequence[str]) -> str:
+    """Paragraphs of a docstring: lines that are indented stay as they are."""
+    parts = re.split(r"\n\s*\n", "\n".join(lines).strip("\n"))
+    return "".join(f"<pre>{escaped(textwrap.dedent(part))}</pre>" if part.startswith(" ")
+                   else f"<p>{escaped(' '.join(part.split()))}</p>" for part in parts)
 
 
 def title(run: Logged) -> str:
@@ -628,7 +636,7 @@ h1 small.done { color: #2b8a3e; } h1 small.going { color: #1c5fa8; }
 h3 { font-size: 15px; margin: 12px 0 6px; }
 .two { display: grid; grid-template-columns: minmax(0, auto) minmax(0, 1fr); gap: 28px; }
 .expected { border-left: 3px solid #dee2e6; padding-left: 16px; }
-.expected h3 { margin-top: 0; color: #5c636a; } .expected p { margin: 0 0 6px; }
+.expected h3 { margin-top: 0; color: #5c636a; } .expected p, .expected pre { margin: 0 0 8px; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.5 ui-monospace, monospace;
   margin: 0; color: #495057; }
 .warning { background: #fff3bf; border: 1px solid #f0c000; border-radius: 8px; padding: 8px 14px;

@@ -35,7 +35,10 @@ EVIL = "</script><img src=x onerror='window.broken = 1'>"
 Captured = pytest.CaptureFixture[str]
 
 
-def written(folder: Path, lines: list[Any] | None = None, expected: str = "A net: 96 %.\n\nMore.",
+EXPECTED = "A net: 96 %.\n\n    run it\n    twice\n\nMore\nwords."
+
+
+def written(folder: Path, lines: list[Any] | None = None, expected: str = EXPECTED,
             stand_in: str | None = None, code: dict[str, str] | None = None,
             **changes: Any) -> Path:
     """A run directory without a checkpoint; by itself of 100 steps that end at 2 % loss."""
@@ -175,7 +178,7 @@ def test_the_last_and_the_best_stand_beside_what_is_expected(tmp_path: Path) -> 
         ["test/accuracy", "0.625", "0.75"], ["test/loss", "0.01", "0.0125"],
         ["train/loss", "0.02", "0.025"]]
     assert "best ↑ (step 80)" in text and "finished at step 100" in text
-    assert "<b>A net: 96 %.</b>" in text and "More." in text
+    assert "<b>A net: 96 %.</b></p><pre>run it\ntwice</pre><p>More words.</p>" in text
     assert f"python launch.py --experiment={tmp_path / 'a'}" in text
     assert "python /x/launch.py --experiment=net --steps=100" in text and "+ a &lt; b" in text
     less = whole(written(tmp_path / "b", best=Best(metric="test/accuracy", mode="min")))
