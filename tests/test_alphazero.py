@@ -10,12 +10,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxdl import arena, cli
+from jaxdl import arena
 from jaxdl.envs.board import Pgx
 from jaxdl.errors import UserError
 from jaxdl.evaluate import Context
 from jaxdl.models.actor_critic import ActorCritic
 from jaxdl.tasks.alphazero import AlphaZero, Example, outcomes
+from tests.promises import one_program, resumes
 
 pytest.importorskip("pgx", reason="pip install 'jaxdl[rl]'")
 pytest.importorskip("mctx", reason="pip install 'jaxdl[rl]'")
@@ -210,22 +211,15 @@ def config():
 '''
 
 
-def test_it_resumes_bit_exactly_in_mid_game(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                            capfd: pytest.CaptureFixture[str]) -> None:
+def test_it_resumes_bit_exactly_in_mid_game(tmp_path: Path) -> None:
     (tmp_path / "tiny.py").write_text(FILE)
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["verify-resume", f"--experiment={tmp_path / 'tiny.py'}", "--steps=12",
-                     "--kills=1"]) == 0
-    assert "is the run that was not, to the bit" in capfd.readouterr().out
+    resumes(f"--experiment={tmp_path / 'tiny.py'}", tmp_path, 12)
 
 
-def test_seeds_are_one_program(tmp_path: Path, programs: list[int],
-                               capfd: pytest.CaptureFixture[str]) -> None:
+def test_seeds_are_one_program(tmp_path: Path, programs: list[int]) -> None:
     (tmp_path / "tiny.py").write_text(FILE)
-    assert cli.main(["sweep", f"--experiment={tmp_path / 'tiny.py'}", "--over", "seed=0,1",
-                     "--executor=vmap", "--metric=test/elo", "--steps=2",
-                     f"--workdir={tmp_path / 'seeds'}"]) == 0
-    assert "2 done" in capfd.readouterr().out and set(programs) == {2}
+    one_program(f"--experiment={tmp_path / 'tiny.py'}", tmp_path, programs, "--steps=2",
+                metric="test/elo")
 
 
 def test_nine_by_nine_go_is_played() -> None:

@@ -19,6 +19,7 @@ from jaxdl.errors import DataMissing, UserError
 from jaxdl.models.mlp import MLP
 from jaxdl.policies import Gaussian
 from jaxdl.tasks.behaviour_cloning import BehaviourCloning
+from tests.promises import resumes
 
 KEY = jax.random.key(0)
 RANDOM = np.random.default_rng(0)
@@ -290,14 +291,12 @@ def test_it_does_as_it_was_shown(experiment: str, tmp_path: Path,
     assert config.from_json(config.to_json(TASK)) == TASK
 
 
-def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["verify-resume", experiment, "--steps=8", "--kills=1"]) == 0
-    assert "is the run that was not, to the bit" in capfd.readouterr().out
+def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path) -> None:
+    resumes(experiment, tmp_path, 8)
 
 
-def test_a_run_demonstrates(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_demonstrates(tmp_path: Path, programs: list[int],
+                            capfd: pytest.CaptureFixture[str]) -> None:
     run = tmp_path / "expert"
     (tmp_path / "expert.py").write_text(EXPERT)
     assert cli.main([f"--experiment={tmp_path / 'expert.py'}", f"--workdir={run}"]) == 0
@@ -306,7 +305,7 @@ def test_a_run_demonstrates(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     seeds = tmp_path / "seeds"
     assert cli.main(["sweep", f"--experiment={tmp_path / 'clone.py'}", "--over", "seed=0,1",
                      "--executor=vmap", "--metric=test/loss", f"--workdir={seeds}"]) == 0
-    assert "2 done" in capfd.readouterr().out
+    assert "2 done" in capfd.readouterr().out and programs[-1] == 2
     data = DemonstrationsOfRun(run=str(run), step="last", count=10, drawn=True)
     assert data.fingerprint() == dataclasses.replace(data).fingerprint()
     assert len(np.unique(data.all["episode"])) == 10

@@ -18,6 +18,7 @@ from jaxdl.errors import UserError
 from jaxdl.models.q_network import QNetwork
 from jaxdl.returns import n_step
 from jaxdl.tasks.dqn import DQN
+from tests.promises import one_program, resumes
 
 KEY = jax.random.key(0)
 BATCH = {"index": jnp.arange(4), "mask": jnp.ones(4)}
@@ -159,19 +160,24 @@ def config():
 '''
 
 
-def test_it_finds_the_shortest_way(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tiny_dqn.py").write_text(FILE)
-    assert cli.main([f"--experiment={tmp_path / 'tiny_dqn.py'}",
-                     f"--workdir={tmp_path / 'run'}"]) == 0
+@pytest.fixture
+def experiment(tmp_path: Path) -> str:
+    path = tmp_path / "tiny_dqn.py"
+    path.write_text(FILE)
+    return f"--experiment={path}"
+
+
+def test_it_finds_the_shortest_way(experiment: str, tmp_path: Path,
+                                   capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([experiment, f"--workdir={tmp_path / 'run'}"]) == 0
     assert float(capfd.readouterr().out.rsplit("test/return", 1)[1].split()[0]) == pytest.approx(
         0.95)
     assert config.from_json(config.to_json(TASK)) == TASK
 
 
-def test_it_resumes_bit_exactly_with_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tiny_dqn.py").write_text(FILE)
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["verify-resume", f"--experiment={tmp_path / 'tiny_dqn.py'}", "--steps=30",
-                     "--kills=1"]) == 0
-    assert "is the run that was not, to the bit" in capfd.readouterr().out
+def test_it_resumes_bit_exactly_with_its_memory(experiment: str, tmp_path: Path) -> None:
+    resumes(experiment, tmp_path, 30)
+
+
+def test_seeds_are_one_program(experiment: str, tmp_path: Path, programs: list[int]) -> None:
+    one_program(experiment, tmp_path, programs, "--steps=24")

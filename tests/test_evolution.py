@@ -1,7 +1,6 @@
 """Evolution strategies: the estimate of the gradient, the ranks, and what they find."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxdl.envs.gymnax import Gymnax
 from jaxdl.errors import UserError
 from jaxdl.models.mlp import MLP
 from jaxdl.tasks.evolution import Evolution, gradient, noise, population, ranks
+from tests.promises import one_program, resumes
 
 KEY = jax.random.key(0)
 TASK = Evolution(model=MLP(widths=(), classes=4), deviation=0.5,
@@ -149,23 +149,9 @@ def test_it_finds_the_shortest_way(experiment: str, tmp_path: Path,
         0.95)
 
 
-def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["verify-resume", experiment, "--steps=8", "--kills=1"]) == 0
-    assert "is the run that was not, to the bit" in capfd.readouterr().out
+def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path) -> None:
+    resumes(experiment, tmp_path, 8)
 
 
-def test_seeds_are_one_program(experiment: str, tmp_path: Path, programs: list[int],
-                               capfd: pytest.CaptureFixture[str]) -> None:
-    sweep, alone = tmp_path / "sweep", tmp_path / "alone"
-    assert cli.main(["sweep", experiment, "--over", "seed=0,1", "--metric=test/return",
-                     "--executor=vmap", "--steps=6", f"--workdir={sweep}"]) == 0
-    assert "2 done" in capfd.readouterr().out and set(programs) == {2}
-    assert cli.main([experiment, "--seed=1", "--steps=6", f"--workdir={alone}"]) == 0
-
-    def returns(folder: Path) -> list[float]:
-        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        return [x["train/return"] for x in lines if "train/return" in x]
-
-    assert returns(sweep / "trials" / "0001") == pytest.approx(returns(alone), rel=1e-4)
+def test_seeds_are_one_program(experiment: str, tmp_path: Path, programs: list[int]) -> None:
+    one_program(experiment, tmp_path, programs, "--steps=6", curve="train/return")

@@ -15,6 +15,7 @@ from jaxdl import cli, config
 from jaxdl.envs.environment import Box, Discrete, advance, begin
 from jaxdl.envs.gymnasium import Gymnasium, alive
 from jaxdl.errors import UserError
+from tests.promises import resumes
 
 gymnasium: Any = pytest.importorskip("gymnasium", reason="pip install 'jaxdl[gymnasium]'")
 
@@ -207,11 +208,8 @@ def test_ppo_learns_in_it(experiment: str, tmp_path: Path,
     assert float(found["test/return"]) > 40  # of at most 100; untrained about 10 or 20
 
 
-def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["verify-resume", experiment, "--steps=8", "--kills=1"]) == 0
-    assert "is the run that was not, to the bit" in capfd.readouterr().out
+def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path) -> None:
+    resumes(experiment, tmp_path, 8)
 
 
 def test_a_run_that_it_ends_is_told_of_in_a_line(experiment: str, mine: None, tmp_path: Path,

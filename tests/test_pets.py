@@ -17,6 +17,7 @@ from jaxdl.envs.grid_world import GridWorld
 from jaxdl.errors import UserError
 from jaxdl.models.dynamics import Dynamics
 from jaxdl.tasks.pets import PETS, measured
+from tests.promises import one_program, resumes
 
 KEY = jax.random.key(0)
 BATCH = {"index": jnp.arange(2), "mask": jnp.ones(2)}
@@ -129,18 +130,23 @@ def config():
 '''
 
 
-def test_it_learns_to_plan(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tiny_pets.py").write_text(FILE)
-    assert cli.main([f"--experiment={tmp_path / 'tiny_pets.py'}",
-                     f"--workdir={tmp_path / 'run'}"]) == 0
+@pytest.fixture
+def experiment(tmp_path: Path) -> str:
+    path = tmp_path / "tiny_pets.py"
+    path.write_text(FILE)
+    return f"--experiment={path}"
+
+
+def test_it_learns_to_plan(experiment: str, tmp_path: Path,
+                           capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([experiment, f"--workdir={tmp_path / 'run'}"]) == 0
     found = float(capfd.readouterr().out.rsplit("test/return", 1)[1].split()[0])
     assert found > -6  # The best possible has about -1, who stays where it is -20.
 
 
-def test_it_resumes_bit_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tiny_pets.py").write_text(FILE)
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["verify-resume", f"--experiment={tmp_path / 'tiny_pets.py'}", "--steps=9",
-                     "--kills=1"]) == 0
-    assert "is the run that was not, to the bit" in capfd.readouterr().out
+def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path) -> None:
+    resumes(experiment, tmp_path, 9)
+
+
+def test_seeds_are_one_program(experiment: str, tmp_path: Path, programs: list[int]) -> None:
+    one_program(experiment, tmp_path, programs, "--steps=5")

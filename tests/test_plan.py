@@ -36,6 +36,7 @@ from jaxdl.pictures import Material
 from jaxdl.plans import Plans
 from jaxdl.tasks.plan import Plan
 from tests import tiny
+from tests.promises import resumes
 
 ROOT = Path(__file__).parent.parent
 KEY = jax.random.key(0)
@@ -326,12 +327,9 @@ def test_its_motions_beside_those_of_the_sampling_planner(experiment: str, tmp_p
     assert picture.shape == (2 * 201 - 1, len(HEADS) * 201 - 1, 3)
 
 
-def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["verify-resume", experiment, "--steps=6", "--kills=1", "--batch_size=2",
-                     "--evals.test.samples=20", "--evals.test.attempts=1"]) == 0
-    assert "is the run that was not, to the bit" in capfd.readouterr().out
+def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path) -> None:
+    resumes(experiment, tmp_path, 6,
+            "--batch_size=2", "--evals.test.samples=20", "--evals.test.attempts=1")
 
 
 def test_seeds_and_floats_are_one_program(experiment: str, tmp_path: Path, programs: list[int],

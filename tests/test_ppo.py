@@ -24,6 +24,7 @@ from jaxdl.matmul import narrow
 from jaxdl.models.actor_critic import ActorCritic
 from jaxdl.tasks.ppo import PPO, Played, shuffled
 from tests import tiny
+from tests.promises import one_program, resumes
 
 ROOT = Path(__file__).parent.parent
 KEY = jax.random.key(0)
@@ -165,28 +166,12 @@ def test_episodes_are_cut_at_the_limit_and_want_an_environment(
         Episodes().check(tiny.plain())
 
 
-def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["verify-resume", experiment, "--steps=8", "--kills=1"]) == 0
-    assert "is the run that was not, to the bit" in capfd.readouterr().out
+def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path) -> None:
+    resumes(experiment, tmp_path, 8)
 
 
-def test_seeds_are_one_program(experiment: str, tmp_path: Path, programs: list[int],
-                               capfd: pytest.CaptureFixture[str]) -> None:
-    sweep = tmp_path / "sweep"
-    assert cli.main(["sweep", experiment, "--over", "seed=0,1,2", "--metric=test/return",
-                     "--executor=vmap", "--steps=6", f"--workdir={sweep}"]) == 0
-    assert "3 done" in capfd.readouterr().out
-    assert set(programs) == {3}
-    alone = tmp_path / "alone"
-    assert cli.main([experiment, "--seed=2", "--steps=6", f"--workdir={alone}"]) == 0
-
-    def returns(folder: Path) -> list[float]:
-        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        return [x["train/return"] for x in lines if "train/return" in x]
-
-    assert returns(sweep / "trials" / "0002") == pytest.approx(returns(alone), rel=1e-4)
+def test_seeds_are_one_program(experiment: str, tmp_path: Path, programs: list[int]) -> None:
+    one_program(experiment, tmp_path, programs, "--steps=6")
 
 
 def test_convolutions_want_images() -> None:

@@ -1,7 +1,6 @@
 """PPO with a network that remembers: what is carried from step to step, and what that is for."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxdl.errors import UserError
 from jaxdl.models.actor_critic import ActorCritic, RecurrentActorCritic
 from jaxdl.tasks.ppo import PPO, Played
 from jaxdl.tasks.reinforce import Reinforce
+from tests.promises import one_program, resumes
 
 KEY = jax.random.key(0)
 BATCH = {"index": jnp.arange(4), "mask": jnp.ones(4)}
@@ -180,24 +180,9 @@ def test_only_who_remembers_finds_through_a_t_maze(
         assert found < 0.3
 
 
-def test_it_resumes_bit_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["verify-resume", written(tmp_path, RECURRENT), "--steps=8", "--kills=1"]) == 0
-    assert "is the run that was not, to the bit" in capfd.readouterr().out
+def test_it_resumes_bit_exactly(tmp_path: Path) -> None:
+    resumes(written(tmp_path, RECURRENT), tmp_path, 8)
 
 
-def test_seeds_are_one_program(tmp_path: Path, programs: list[int],
-                               capfd: pytest.CaptureFixture[str]) -> None:
-    experiment = written(tmp_path, RECURRENT)
-    sweep, alone = tmp_path / "sweep", tmp_path / "alone"
-    assert cli.main(["sweep", experiment, "--over", "seed=0,1", "--metric=test/return",
-                     "--executor=vmap", "--steps=6", f"--workdir={sweep}"]) == 0
-    assert "2 done" in capfd.readouterr().out and set(programs) == {2}
-    assert cli.main([experiment, "--seed=1", "--steps=6", f"--workdir={alone}"]) == 0
-
-    def losses(folder: Path) -> list[float]:
-        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        return [x["train/loss"] for x in lines if "train/loss" in x]
-
-    assert losses(sweep / "trials" / "0001") == pytest.approx(losses(alone), rel=1e-3, abs=1e-5)
+def test_seeds_are_one_program(tmp_path: Path, programs: list[int]) -> None:
+    one_program(written(tmp_path, RECURRENT), tmp_path, programs, "--steps=6")

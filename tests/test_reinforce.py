@@ -1,6 +1,5 @@
 """REINFORCE: its loss and gradient against NumPy, and what it learns."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxdl.envs.grid_world import GridWorld
 from jaxdl.errors import UserError
 from jaxdl.models.actor_critic import ActorCritic
 from jaxdl.tasks.reinforce import Reinforce
+from tests.promises import one_program, resumes
 
 KEY = jax.random.key(0)
 BATCH = {"index": jnp.arange(4), "mask": jnp.ones(4)}
@@ -114,25 +114,9 @@ def test_it_finds_the_shortest_way(experiment: str, tmp_path: Path,
         0.95)
 
 
-def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["verify-resume", experiment, "--steps=8", "--kills=1"]) == 0
-    assert "is the run that was not, to the bit" in capfd.readouterr().out
+def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path) -> None:
+    resumes(experiment, tmp_path, 8)
 
 
-def test_seeds_are_one_program(experiment: str, tmp_path: Path, programs: list[int],
-                               capfd: pytest.CaptureFixture[str]) -> None:
-    sweep = tmp_path / "sweep"
-    assert cli.main(["sweep", experiment, "--over", "seed=0,1", "--metric=test/return",
-                     "--executor=vmap", "--steps=6", "--log_every=2", f"--workdir={sweep}"]) == 0
-    assert "2 done" in capfd.readouterr().out and set(programs) == {2}
-    alone = tmp_path / "alone"
-    assert cli.main([experiment, "--seed=1", "--steps=6", "--log_every=2",
-                     f"--workdir={alone}"]) == 0
-
-    def losses(folder: Path) -> list[float]:
-        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        return [x["train/loss"] for x in lines if "train/loss" in x]
-
-    assert losses(sweep / "trials" / "0001") == pytest.approx(losses(alone), rel=1e-4)
+def test_seeds_are_one_program(experiment: str, tmp_path: Path, programs: list[int]) -> None:
+    one_program(experiment, tmp_path, programs, "--steps=6")

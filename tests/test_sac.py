@@ -17,6 +17,7 @@ from jaxdl.errors import UserError
 from jaxdl.models.soft_actor_critic import SoftActorCritic
 from jaxdl.policies import Squashed
 from jaxdl.tasks.sac import SAC
+from tests.promises import one_program, resumes
 
 KEY = jax.random.key(0)
 BATCH = {"index": jnp.arange(4), "mask": jnp.ones(4)}
@@ -160,18 +161,23 @@ def config():
 '''
 
 
-def test_it_learns_what_to_do(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tiny_sac.py").write_text(FILE)
-    assert cli.main([f"--experiment={tmp_path / 'tiny_sac.py'}",
-                     f"--workdir={tmp_path / 'run'}"]) == 0
+@pytest.fixture
+def experiment(tmp_path: Path) -> str:
+    path = tmp_path / "tiny_sac.py"
+    path.write_text(FILE)
+    return f"--experiment={path}"
+
+
+def test_it_learns_what_to_do(experiment: str, tmp_path: Path,
+                              capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([experiment, f"--workdir={tmp_path / 'run'}"]) == 0
     found = float(capfd.readouterr().out.rsplit("test/return", 1)[1].split()[0])
     assert found > -2  # Zero in the middle has -24, one at random -48.
 
 
-def test_it_resumes_bit_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                capfd: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "tiny_sac.py").write_text(FILE)
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["verify-resume", f"--experiment={tmp_path / 'tiny_sac.py'}", "--steps=20",
-                     "--kills=1"]) == 0
-    assert "is the run that was not, to the bit" in capfd.readouterr().out
+def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path) -> None:
+    resumes(experiment, tmp_path, 20)
+
+
+def test_seeds_are_one_program(experiment: str, tmp_path: Path, programs: list[int]) -> None:
+    one_program(experiment, tmp_path, programs, "--steps=7", curve="train/value_loss")
