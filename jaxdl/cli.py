@@ -104,7 +104,7 @@ class PredictOptions:
       top: how many labels of a file or a text to tell, the likeliest first.
       prompt: of text: what to go on with, or to tell the label of; given several times, each by
         itself.
-      tokens: how many to add at most.
+      tokens: how many to add at most; answers are no longer than their network can make them.
       samples: texts for each prompt.
       temperature: of the distribution that a token is drawn from; 0 takes the likeliest one.
       top_k: draws from the k likeliest tokens.

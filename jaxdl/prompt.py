@@ -44,11 +44,15 @@ class Generator(Protocol):
 
     Attributes:
       limit: the most tokens that a row may have, its prompt included; None if there is none.
+      apart: whether the prompt does not count among these, as the source of a translation.
       stop: tokens that end a row.
     """
 
     @property
     def limit(self) -> int | None: ...
+
+    @property
+    def apart(self) -> bool: ...
 
     @property
     def stop(self) -> tuple[int, ...]: ...
@@ -127,19 +131,21 @@ def chunks(compiled: Compiled, prompts: Sequence[np.ndarray], keys: Any,
     Where a row comes to the limit of what the network can see at once, it goes on from the last
     half of that: the first tokens are forgotten, and the cost of a token stays what it was.
     """
-    limit = compiled.generator.limit
+    limit, apart = compiled.generator.limit, compiled.generator.apart
     rows, done = list(prompts), np.zeros(len(prompts), bool)
-    if limit is not None:
-        rows = [row[-(limit - 1):] for row in rows]
+    window = None if apart else limit
+    tokens = most(compiled.generator, tokens)
+    if window is not None:
+        rows = [row[-(window - 1):] for row in rows]
     made = 0
     while made < tokens and not done.all():
-        if limit is not None:
-            rows = [row if len(row) < limit else row[-max(limit // 2, 1):] for row in rows]
-        size = rounded(max(map(len, rows)), limit and limit - 1)
-        length = size + tokens - made if limit is None else min(limit, size + tokens - made)
-        going = compiled.begin(jnp.asarray(decode.padded(rows, size)), rounded(length, limit))
+        if window is not None:
+            rows = [row if len(row) < window else row[-max(window // 2, 1):] for row in rows]
+        size = rounded(max(map(len, rows)), limit if window is None else window - 1)
+        length = rounded((0 if apart else size) + tokens - made, limit)
+        going = compiled.begin(jnp.asarray(decode.padded(rows, size)), length)
         going = going._replace(step=jnp.int32(made), done=jnp.asarray(done))
-        room = rounded(length, limit) - max(map(len, rows))
+        room = length - (0 if apart else max(map(len, rows)))
         while room > 0 and made < tokens and not done.all():
             count = min(CHUNK, room, tokens - made)
             going, new = compiled.more(going, keys, count)
@@ -148,6 +154,11 @@ def chunks(compiled: Compiled, prompts: Sequence[np.ndarray], keys: Any,
                                                                                strict=True)]
             done, made, room = np.asarray(going.done), made + count, room - count
             yield new
+
+
+def most(generator: Generator, tokens: int) -> int:
+    """So many tokens, or as many as an answer can have."""
+    return min(tokens, generator.limit) if generator.apart and generator.limit else tokens
 
 
 def rounded(size: int, limit: int | None) -> int:
@@ -159,7 +170,8 @@ def rounded(size: int, limit: int | None) -> int:
 def searched(compiled: Compiled, prompts: Sequence[np.ndarray], tokens: int, beams: int, best: int,
              alpha: float) -> tuple[np.ndarray, np.ndarray]:
     """(tokens [B, best, N], scores [B, best]) of a beam search."""
-    generator, size = compiled.generator, max(map(len, prompts))
+    generator, tokens = compiled.generator, most(compiled.generator, tokens)
+    size = 0 if generator.apart else max(map(len, prompts))
     if generator.limit is not None and size + tokens > generator.limit:
         raise UserError(f"--beams={beams}: the prompt's {size} tokens and --tokens={tokens} are "
                         f"more than the {generator.limit} that the network sees at once.")
@@ -246,10 +258,10 @@ def run(command: "Command") -> int:
             prompts.append(generator.encode(text))
         except UserError as error:
             raise UserError(f"--prompt={shown(repr(text))}: {error}") from error
-        most = generator.limit
-        if most is not None and len(prompts[-1]) > most - 1:
+        limit = None if generator.apart else generator.limit
+        if limit is not None and len(prompts[-1]) > limit - 1:
             console.print(f"warning: the prompt has {len(prompts[-1])} tokens, and the network "
-                          f"sees {most} at once: its beginning is forgotten", soft_wrap=True)
+                          f"sees {limit} at once: its beginning is forgotten", soft_wrap=True)
     sampling = decode.Sampling(
         temperature=options.temperature or None, top_k=options.top_k, top_p=options.top_p,
         min_p=options.min_p, repetition_penalty=options.repetition_penalty)

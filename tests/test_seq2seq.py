@@ -15,13 +15,14 @@ from jaxdl import parallel
 from jaxdl.data.pairs import POOL, PairFile, PairRows, tidy
 from jaxdl.data.text import END
 from jaxdl.data.tokenizers import Characters
-from jaxdl.decode import padded
+from jaxdl.decode import Sampling, padded
 from jaxdl.errors import UserError
 from jaxdl.evaluate import Context
 from jaxdl.experiment import Experiment, Mesh
 from jaxdl.models.encoder_decoder import EncoderDecoder
 from jaxdl.models.seq2seq import Seq2SeqRNN
 from jaxdl.optimizer import Adam, Constant
+from jaxdl.prompt import Compiled, chunks, searched
 from jaxdl.tasks.seq2seq import SCORES, Answers, Seq2Seq, Translation, bleu, chrf, decoded, exact
 from jaxdl.train import Program, validate
 from tests.tiny import state_of
@@ -246,6 +247,23 @@ def test_scores_are_those_of_rouge_score():
     given, wanted = ["cats love fish", "fish loves"], ["a cat loved birds", "loving fish"]
     np.testing.assert_allclose(SCORES["rouge1"](given, wanted), 100 * (4 / 7 + 1) / 2)
     np.testing.assert_allclose(SCORES["rougeL"](given, wanted), 100 * (4 / 7 + 1 / 2) / 2)
+
+
+@pytest.mark.parametrize("name", ["luong", "transformer"])
+def test_a_prompt_takes_no_room_from_its_answer(name):
+    """Sources as long as the network allows, and more tokens asked for than it can answer with."""
+    model, length = MODELS[name], 12
+    answers = Answers(model, variables(model), TOKENIZER)
+    answers.stop = ()
+    sources = [np.arange(1, 1 + n) % 8 + 1 for n in (length, 3)]
+    asked = 12 if name == "luong" else 200  # A recurrent network goes on for as long as one likes.
+    wanted = jax.jit(lambda source: decoded(answers, source, length, None, 0.))(padded(sources))
+    compiled = Compiled(answers, Sampling(temperature=None))
+    keys = jax.vmap(jax.random.key)(jnp.zeros(2, jnp.uint32))
+    chex.assert_trees_all_equal(
+        np.concatenate(list(chunks(compiled, sources, keys, asked)), 1), np.asarray(wanted))
+    found, _ = searched(compiled, sources, asked, beams=1, best=1, alpha=0.6)
+    chex.assert_trees_all_equal(found[:, 0], np.asarray(wanted))
 
 
 def test_translations_are_measured_and_shown(tmp_path):

@@ -110,6 +110,7 @@ class GoesOn(Continues):
     def __init__(self, model: Any, variables: Any, tokenizer: Tokenizer) -> None:
         super().__init__(model, variables, tokenizer.size)
         self.tokenizer, self.limit = tokenizer, getattr(model, "block", None)
+        self.apart = False
         self.stop = tuple(i for i, name in enumerate(tokenizer.special) if name == END)
 
     def encode(self, text: str) -> np.ndarray:

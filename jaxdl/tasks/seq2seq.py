@@ -89,7 +89,7 @@ class Answers:
 
     def __init__(self, model: Any, variables: Any, tokenizer: Tokenizer) -> None:
         self.model, self.variables, self.tokenizer = model, variables, tokenizer
-        self.limit = getattr(model, "block", None)
+        self.limit, self.apart = getattr(model, "block", None), True
         self.end = tokenizer.special.index(END)
         self.stop = (self.end,)
 
