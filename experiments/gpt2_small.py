@@ -15,7 +15,7 @@ from jaxdl.data.text import TextFile
 from jaxdl.data.tokenizers import Saved
 from jaxdl.experiment import Experiment
 from jaxdl.models.transformer import Transformer
-from jaxdl.optimizer import AdamW, Cosine
+from jaxdl.optimizer import AdamW, Cosine, PathRule
 from jaxdl.tasks.language import LanguageModel, Perplexity
 
 
@@ -27,7 +27,8 @@ def config() -> Experiment:
         data=TextFile(path="openwebtext", tokenizer=Saved(path="gpt2/tokenizer.json"),
                       block=1_024, train=0.9995),
         optimizer=AdamW(learning_rate=Cosine(peak=6e-4, end=0.1, warmup=2_000 / 600_000), b2=0.95,
-                        weight_decay=0.1, clip=1.),
+                        weight_decay=0.1, clip=1.,
+                        rules=(PathRule(path=".*/(scale|bias)", weight_decay=0.),)),
         evals={"test": Perplexity(split="test", every=1_000)},
         steps=600_000, batch_size=480, log_every=10, save_every=1_000,
     )

@@ -17,7 +17,7 @@ sweep adds Austen's novels and the Bible (6-gram: 1.269 and 1.304). `test/loss` 
 from jaxdl.data.corpora import Austen, Bible, Shakespeare
 from jaxdl.experiment import Best, Experiment
 from jaxdl.models.transformer import Transformer
-from jaxdl.optimizer import AdamW, Cosine
+from jaxdl.optimizer import AdamW, Cosine, PathRule
 from jaxdl.sweep import Trial
 from jaxdl.tasks.language import LanguageModel, Perplexity
 
@@ -28,7 +28,8 @@ def config() -> Experiment:
                                              block=64)),
         data=Shakespeare(block=64, test_characters=100_000),
         optimizer=AdamW(learning_rate=Cosine(peak=1e-3, end=0.1, warmup=0.05), b2=0.99,
-                        weight_decay=0.1, clip=1.),
+                        weight_decay=0.1, clip=1.,
+                        rules=(PathRule(path=".*/scale", weight_decay=0.),)),
         evals={"test": Perplexity(split="test", every=1_000)},
         best=Best(metric="test/loss", mode="min"),
         steps=6_000, batch_size=64, log_every=100, save_every=500,
