@@ -145,6 +145,9 @@ def curves(runs: Sequence[Logged], charts: page.Charts, data: dict[str, Any]) ->
         for name in run.curves:
             part, _, metric = name.partition("/")
             metrics.setdefault(metric or part, []).append((i, part if metric else "", name))
+    # What was measured once is no curve; the table above says it.
+    metrics = {metric: found for metric, found in metrics.items() if any(
+        len(runs[i].curves[name][0]) > 1 for i, _, name in found)} or metrics
     first = [n.partition("/")[2] for run in runs if (n := run.ranked()[0])]
     last = ("grad_norm", "learning_rate", *MEASURED)
     order = sorted(metrics, key=lambda m: (

@@ -129,6 +129,16 @@ def test_a_long_curve_keeps_its_extremes_its_gaps_and_its_ends() -> None:
     assert np.isnan(logged.envelope(np.arange(100), nothing, 10)[1]).all()
 
 
+def test_what_was_measured_once_is_no_curve(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": s, "train/loss": 1 / s}) for s in (1, 2)]
+    once = json.dumps({"step": 2, "test/distance": 7.})
+    text = report.document([logged.read(written(tmp_path / "a", [*lines, once], steps=2))])
+    assert len(data(text)["curves"]) == 1 and ["test/distance", "7"] in rows(text, "Result")
+    # Unless there is nothing else, as after the first line of a log.
+    text = report.document([logged.read(written(tmp_path / "b", [once], steps=2))])
+    assert len(data(text)["curves"]) == 1
+
+
 def test_a_huge_log_makes_a_small_page(tmp_path: Path) -> None:
     lines = [json.dumps({"step": s, **{f"train/m{i}": s * 1.000123 ** i for i in range(8)}})
              for s in range(1, 100_001)]
