@@ -33,9 +33,9 @@ def config() -> Experiment:
         task=TASK,
         data=FashionMnist(mean=(0.5,), std=(0.5,)),
         optimizer={"generator": optimizer, "discriminator": optimizer},
-        evals={"samples": Samples(every=1_876),
-               "quality": SampleQuality(classifier="runs/fashion_mnist_cnn", every=4_690)},
-        steps=9_380, batch_size=64, log_every=67, save_every=938,  # ten epochs
+        evals={"samples": Samples(every=3_752),
+               "quality": SampleQuality(classifier="runs/fashion_mnist_cnn", every=9_380)},
+        steps=18_760, batch_size=64, log_every=67, save_every=938,  # twenty epochs
     )
 
 
