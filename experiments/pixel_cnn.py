@@ -21,7 +21,7 @@ from jaxdl.tasks.pixels import Pixels
 
 def config() -> Experiment:
     return Experiment(
-        task=Pixels(model=PixelCNN(levels=2, width=16, layers=4), shape=(28, 28, 1)),
+        task=Pixels(model=PixelCNN(levels=2, width=16, layers=6, kernel=5), shape=(28, 28, 1)),
         data=FashionMnist(mean=(0.,), std=(1.,), augment=(Binarise(),), evaluation=(Binarise(),)),
         optimizer=Adam(learning_rate=Cosine(peak=4e-3, warmup=0.05), clip=100.),
         evals={"test": Evaluate(split="test", every=938, batch_size=250),
