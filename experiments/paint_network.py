@@ -26,6 +26,7 @@ def config() -> Experiment:
     return Experiment(
         task=StyleNetwork(features=EfficientNet(variant="Lite0", classes=1_000,
                                                 stochastic_depth=None),
+                          content_layers=("stage2_block2",), style_weight=1., smoothness=0.3,
                           model=Translator(image_channels=3, channels=(16, 32, 64), blocks=3)),
         data=WithStyle(data=Photographs(size=96, channels=3, augment=(Flip(),),
                                         mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
