@@ -6,7 +6,7 @@
 Breakout on ten by ten fields (Young & Tian 2019, https://arxiv.org/abs/1903.03176), as gymnax has
 it, where an episode ends after 1,000 steps. gymnax publishes a return of 28 for PPO with two dense
 layers of 256 units after 10,000,000 steps (its README of version 1.0.1); here it is two of 64 for
-the policy and two for the value, 5,000,000 steps in 64 environments, and the same is expected of
+the policy and two for the value, as many steps in 64 environments, and the same is expected of
 `test/return`, over 100 episodes of the likeliest actions. The layers are
 dense: on CPU, gradients of convolutions inside the loop over minibatches take fifty times as long.
 With "tanh" in place of "relu" it never got past the seventh brick.
@@ -27,7 +27,7 @@ def config() -> Experiment:
                  env=Gymnax(name="Breakout-MinAtar"), horizon=128, minibatches=8),
         data=Nothing(),
         optimizer=Adam(learning_rate=Linear(peak=2.5e-3, end=0.), clip=0.5),
-        evals={"test": Episodes(every=122, count=100, limit=1_000)},
+        evals={"test": Episodes(every=244, count=100, limit=1_000)},
         best=Best(metric="test/return"),
-        steps=610, batch_size=64, log_every=10,  # 610 * 64 * 128 = 5,000,000 steps
+        steps=1_220, batch_size=64, log_every=10,  # 1,220 * 64 * 128 = 10,000,000 steps
     )
