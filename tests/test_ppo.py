@@ -171,7 +171,7 @@ def test_it_resumes_bit_exactly(experiment: str, tmp_path: Path) -> None:
 
 
 def test_seeds_are_one_program(experiment: str, tmp_path: Path, programs: list[int]) -> None:
-    one_program(experiment, tmp_path, programs, "--steps=6")
+    one_program(experiment, tmp_path, programs, "--steps=6", curve="train/return")
 
 
 def test_convolutions_want_images() -> None:

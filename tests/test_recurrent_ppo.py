@@ -185,4 +185,5 @@ def test_it_resumes_bit_exactly(tmp_path: Path) -> None:
 
 
 def test_seeds_are_one_program(tmp_path: Path, programs: list[int]) -> None:
-    one_program(written(tmp_path, RECURRENT), tmp_path, programs, "--steps=6")
+    one_program(written(tmp_path, RECURRENT), tmp_path, programs, "--steps=6",
+                relative=1e-3, absolute=1e-5)
