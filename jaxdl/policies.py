@@ -1,11 +1,13 @@
 """Distributions over actions, out of what a network says."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxdl.envs.environment import Box, Discrete
+from jaxdl.errors import UserError
 
 Array = jax.Array
 
@@ -142,3 +144,25 @@ def chosen(policy: Policy, said: Array, key: Array | None) -> Array:
     if key is None:
         return policy.bounded(policy.mode(said))
     return policy.bounded(jax.vmap(policy.sample)(said, jax.random.split(key, len(said))))
+
+
+def suits(model: nn.Module, returned: Any, outputs: int,
+          whose: str = "the actions of task.env take",
+          parts: tuple[str, ...] = ("policy",)) -> None:
+    """Raises a UserError unless a model returned these parts, and so many numbers in each row of
+    the first.
+
+    Args:
+      model: `task.model`.
+      returned: an array, or a tuple of parts.
+      outputs: numbers of the first part.
+      whose: they are, for the error.
+      parts: names.
+    """
+    found = returned if isinstance(returned, tuple) else (returned,)
+    if len(found) != len(parts):
+        raise UserError(f"task.model={type(model).__name__}: returns {len(found)} of "
+                        f"{len(parts)} expected parts ({', '.join(parts)}).")
+    if found[0].shape[-1] != outputs:
+        raise UserError(f"task.model: says {found[0].shape[-1]} numbers of what to do; {whose} "
+                        f"{outputs} (outputs).")

@@ -15,6 +15,7 @@ from jaxdl.envs.board import Pgx
 from jaxdl.errors import UserError
 from jaxdl.evaluate import Context
 from jaxdl.models.actor_critic import ActorCritic
+from jaxdl.models.mlp import MLP
 from jaxdl.tasks.alphazero import AlphaZero, Example, outcomes
 from tests.promises import one_program, resumes
 
@@ -184,7 +185,8 @@ def test_ratings() -> None:
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"memory": 20}, r"task.memory=20: an iteration plays batch_size \* horizon = 48 positions"),
-    ({"model": ActorCritic(outputs=3)}, "says 3 numbers .* has 9 actions"),
+    ({"model": ActorCritic(outputs=3)}, "says 3 numbers .* the moves of task.game are 9"),
+    ({"model": MLP(classes=9)}, r"MLP: returns 1 of 2 expected parts \(policy, values\)"),
     ({"game": Pgx(name="conect_four")}, "Pgx: name=conect_four: .* 'connect_four'"),
     ({"game": Pgx(name="backgammon")}, "no game of two who move in turn and see all")])
 def test_mistakes(changes: dict[str, Any], message: str) -> None:

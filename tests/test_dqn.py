@@ -15,6 +15,7 @@ from jaxdl import cli, config, replay
 from jaxdl.envs.environment import Box, Transition
 from jaxdl.envs.grid_world import GridWorld
 from jaxdl.errors import UserError
+from jaxdl.models.actor_critic import ActorCritic
 from jaxdl.models.q_network import QNetwork
 from jaxdl.returns import n_step
 from jaxdl.tasks.dqn import DQN
@@ -126,7 +127,8 @@ def test_nothing_is_learned_while_it_warms_up() -> None:
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"memory": 20}, r"task.memory=20: an iteration plays batch_size \* horizon = 32 transitions"),
-    ({"model": QNetwork(actions=3)}, "task.model: has 3 values; task.env has 4 actions")])
+    ({"model": QNetwork(actions=3)}, "says 3 numbers .* the actions of task.env take 4"),
+    ({"model": ActorCritic(outputs=4)}, "task.model=ActorCritic: returns 2 of 1 expected parts ")])
 def test_mistakes(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         jax.eval_shape(lambda: dataclasses.replace(TASK, **changes).init(KEY, BATCH, TX))

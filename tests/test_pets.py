@@ -16,6 +16,7 @@ from jaxdl.envs.environment import Box, Step, Transition
 from jaxdl.envs.grid_world import GridWorld
 from jaxdl.errors import UserError
 from jaxdl.models.dynamics import Dynamics
+from jaxdl.models.mlp import MLP
 from jaxdl.tasks.pets import PETS, measured
 from tests.promises import one_program, resumes
 
@@ -97,7 +98,8 @@ def test_it_plans_the_best_way_by_the_true_model() -> None:
     ({"memory": 10}, r"task.memory=10: an iteration plays batch_size \* horizon = 20 transitions"),
     ({"env": GridWorld()}, "PETS takes observations that are vectors and actions that are real"),
     ({"elites": 65}, "task.elites=65: there are task.candidates=64"),
-    ({"model": Dynamics(outputs=3)}, r"predicts 3 numbers; .* are 2 \(outputs\)")])
+    ({"model": Dynamics(outputs=3)}, r"predicts 3 numbers; .* are 2 \(outputs\)"),
+    ({"model": MLP(classes=2)}, "task.model=MLP: has no members, as Dynamics has")])
 def test_mistakes(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         jax.eval_shape(lambda: dataclasses.replace(TASK, **changes).init(KEY, BATCH, TX))

@@ -22,6 +22,7 @@ from jaxdl.episodes import Episodes
 from jaxdl.errors import UserError
 from jaxdl.matmul import narrow
 from jaxdl.models.actor_critic import ActorCritic
+from jaxdl.models.mlp import MLP
 from jaxdl.tasks.ppo import PPO, Played, shuffled
 from tests import tiny
 from tests.promises import one_program, resumes
@@ -116,7 +117,8 @@ def test_it_updates_as_often_as_it_says() -> None:
 @pytest.mark.parametrize(("changes", "message"), [
     ({"minibatches": 5}, r"task.minibatches=5 does not divide batch_size \* horizon = 32"),
     ({"model": ActorCritic(outputs=3, widths=())}, "says 3 numbers of what to do; the actions of "
-                                                   r"task.env take 4 \(outputs\)")])
+                                                   r"task.env take 4 \(outputs\)"),
+    ({"model": MLP(classes=4)}, r"MLP: returns 1 of 2 expected parts \(policy, values\)")])
 def test_mistakes(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         jax.eval_shape(lambda: dataclasses.replace(TASK, **changes).init(KEY, BATCH, TX))

@@ -14,6 +14,7 @@ import pytest
 from jaxdl import cli
 from jaxdl.envs.environment import Box, Discrete, Step, Transition
 from jaxdl.errors import UserError
+from jaxdl.models.mlp import MLP
 from jaxdl.models.soft_actor_critic import SoftActorCritic
 from jaxdl.policies import Squashed
 from jaxdl.tasks.sac import SAC
@@ -128,7 +129,8 @@ class Choice(Mirror):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"memory": 10}, r"task.memory=10: an iteration plays batch_size \* horizon = 16 transitions"),
     ({"env": Choice()}, "its actions are one of several; SAC takes real numbers"),
-    ({"model": SoftActorCritic(outputs=3)}, r"says 3 numbers .* take 4 \(outputs\)")])
+    ({"model": SoftActorCritic(outputs=3)}, r"says 3 numbers .* take 4 \(outputs\)"),
+    ({"model": MLP(classes=4)}, "task.model=MLP: has no methods policy and values")])
 def test_mistakes(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         jax.eval_shape(lambda: dataclasses.replace(TASK, **changes).init(KEY, BATCH, TX))

@@ -1,14 +1,10 @@
 """Gated PixelCNN of van den Oord et al. (2016), https://arxiv.org/abs/1606.05328."""
 
-from collections.abc import Callable
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxdl.config import Size
-from jaxdl.conv import convolve
 from jaxdl.layers import Conv
 
 Array = jax.Array
@@ -58,9 +54,12 @@ class PixelCNN(nn.Module):
         """Both stacks and the sum of skips after a layer. The first layer sees neither the row nor
         the pixel itself, so the others may: their row is what the first one saw of those above."""
         side, name = 7 if i == 0 else self.kernel, f"{i + 1}"
-        seen = side // 2 + (i > 0)
-        v = self.masked(2 * self.width, (side, side), seen, side, f"down{name}")(down)
-        h = self.masked(2 * self.width, (1, side), 1, seen, f"right{name}")(right)
+        half, height, width = side // 2, *down.shape[1:3]
+        seen = half + (i > 0)  # rows of the kernel down, and places of that to the right
+        v = Conv(2 * self.width, (seen, side), padding=((half, 0), (half, half)),
+                 name=f"down{name}")(down)[:, :height]
+        h = Conv(2 * self.width, (1, seen), padding=((0, 0), (half, 0)),
+                 name=f"right{name}")(right)[:, :, :width]
         h = h + nn.Dense(2 * self.width, name=f"link{name}")(v)
         down = self.gated(v, told, f"down_label{name}")
         h = self.gated(h, told, f"right_label{name}")
@@ -74,13 +73,3 @@ class PixelCNN(nn.Module):
             x = x + nn.Dense(x.shape[-1], use_bias=False, name=name)(told)[:, None, None]
         a, b = jnp.split(x, 2, -1)
         return jnp.tanh(a) * nn.sigmoid(b)
-
-    def masked(self, features: int, kernel: tuple[int, int], rows: int, columns: int,
-               name: str) -> Callable[[Array], Array]:
-        """A convolution of which only the first rows and columns of the kernel count."""
-        def dilated(x: Array, w: Array, *args: Any, **options: Any) -> Array:
-            mask = ((jnp.arange(kernel[0]) < rows)[:, None]
-                    & (jnp.arange(kernel[1]) < columns))[:, :, None, None]
-            return convolve(x, jnp.where(mask, w, 0), *args, **options)
-
-        return Conv(features, kernel, name=name, conv_general_dilated=dilated)

@@ -3,7 +3,7 @@
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,8 +14,10 @@ from jaxdl import films, replay
 from jaxdl.config import Between, Count, Fraction, NonNegative, Size
 from jaxdl.envs.board import Game, Position, chosen
 from jaxdl.errors import UserError
+from jaxdl.policies import suits
 from jaxdl.replay import Replay
 from jaxdl.task import Batch, Mean, Metrics
+from jaxdl.tasks.no_test_data import NoTestData
 
 Array = jax.Array
 Search = Literal["gumbel", "puct"]
@@ -57,7 +59,7 @@ class AlphaZeroState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlphaZero:
+class AlphaZero(NoTestData):
     """An iteration plays `horizon` moves in each of `batch_size` games against itself, each move
     found by a tree search of `simulations` positions, remembers them, and takes `updates` gradient
     steps on `sample` positions each, drawn from all that is remembered. With (p, v) = f(s), pi what
@@ -106,6 +108,8 @@ class AlphaZero:
     memory: Size = 20_000
     value_weight: NonNegative = 1.
 
+    evaluator: ClassVar[str] = "arena.Arena"
+
     pictures = films.game
 
     def updates_per_step(self, name: str) -> int:
@@ -122,10 +126,9 @@ class AlphaZero:
             raise UserError(f"task.memory={self.memory}: an iteration plays batch_size * horizon = "
                             f"{size * self.horizon} positions.")
         positions = self.opened(jax.random.split(jax.random.fold_in(key, 1), size))
-        (said, _), variables = self.model.init_with_output(key, positions.observation, True)
-        if said.shape[-1] != self.game.actions():
-            raise UserError(f"task.model: says {said.shape[-1]} numbers of what to do; task.game "
-                            f"has {self.game.actions()} actions (outputs).")
+        found, variables = self.model.init_with_output(key, positions.observation, True)
+        suits(self.model, found, self.game.actions(), "the moves of task.game are",
+              parts=("policy", "values"))
         params, legal = variables["params"], positions.legal[0]
         row = Example(positions.observation[0], legal, jnp.zeros(legal.shape), jnp.zeros(()))
         return AlphaZeroState(step=jnp.int32(0), seen=jnp.uint32(0),
@@ -243,10 +246,6 @@ class AlphaZero:
         value_loss = jnp.square(rows.value - value).mean()
         total = policy_loss + self.value_weight * value_loss
         return total, {"loss": total, "policy_loss": policy_loss, "value_loss": value_loss}
-
-    def evaluate(self, state: AlphaZeroState, batch: Batch) -> Mapping[str, Mean]:
-        raise UserError("AlphaZero has no test data to be evaluated on; its evaluator is "
-                        "arena.Arena.")
 
     def move(self, state: AlphaZeroState, positions: Position, key: Array) -> Array:
         """Actions [N], by a search without noise."""

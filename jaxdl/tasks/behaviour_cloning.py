@@ -15,7 +15,7 @@ from jaxdl.data.demonstrations import Demonstrated
 from jaxdl.envs.environment import Discrete, Environment
 from jaxdl.errors import UserError
 from jaxdl.evaluate import Context
-from jaxdl.policies import Policy, chosen, policy
+from jaxdl.policies import Policy, chosen, policy, suits
 from jaxdl.task import Aux, Batch, LossTask, Mean, TrainState
 
 Array = jax.Array
@@ -58,9 +58,7 @@ class BehaviourCloning(LossTask):
         seen = batch["observation"]
         seen = jnp.where(kept.reshape(-1, *[1] * (seen.ndim - 1)), seen, 0)
         said, mutable = self.apply(self.model, variables, seen, key=key, train=train)
-        if said.shape[-1] != self.policy.outputs:
-            raise UserError(f"task.model: says {said.shape[-1]} numbers of what to do; the actions "
-                            f"of task.env take {self.policy.outputs}.")
+        suits(self.model, said, self.policy.outputs)
         if isinstance(actions, Discrete):
             action = jnp.where(kept, given, 0)
             found = {"accuracy": Mean.of(self.policy.mode(said) == action, mask)}

@@ -13,15 +13,17 @@ from jaxdl import films, replay
 from jaxdl.config import Between, Fraction, NonNegative, Size
 from jaxdl.envs.environment import Discrete, Environment, Playing, Transition, begin, played
 from jaxdl.errors import UserError
+from jaxdl.policies import suits
 from jaxdl.replay import Replay
-from jaxdl.task import Batch, Mean, Metrics
+from jaxdl.task import Batch, Metrics
+from jaxdl.tasks.no_test_data import NoTestData
 from jaxdl.tasks.off_policy import OffPolicyState, remembered
 
 Array = jax.Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class DQN:
+class DQN(NoTestData):
     """An iteration plays `horizon` steps in each of `batch_size` environments, remembers them, and
     takes `updates` gradient steps on `sample` transitions each, drawn from all that is remembered.
     Of a transition (s, a, r, s') the loss is Huber's of
@@ -86,11 +88,9 @@ class DQN:
             raise UserError(f"task.memory={self.memory}: an iteration plays batch_size * horizon = "
                             f"{size * self.horizon} transitions.")
         playing = begin(self.env, jax.random.split(jax.random.fold_in(key, 1), size))
-        params = self.model.init(key, playing.observation, True)["params"]
-        values = self.values(params, playing.observation)
-        if values.shape[-1] != actions.count:
-            raise UserError(f"task.model: has {values.shape[-1]} values; task.env has "
-                            f"{actions.count} actions.")
+        values, variables = self.model.init_with_output(key, playing.observation, True)
+        suits(self.model, values, actions.count, parts=("values of actions",))
+        params = variables["params"]
         seen = playing.observation[0]
         zero = jnp.zeros(())
         row = Transition(seen, jnp.int32(0), zero, zero, seen)
@@ -172,10 +172,6 @@ class DQN:
         error = rows.reward + rows.factor * following - q
         total = (weights * optax.losses.huber_loss(error)).mean()
         return total, (error, {"loss": total, "value": q.mean()})
-
-    def evaluate(self, state: OffPolicyState, batch: Batch) -> Mapping[str, Mean]:
-        raise UserError("DQN has no test data to be evaluated on; its evaluator is "
-                        "episodes.Episodes.")
 
     def act(self, state: OffPolicyState, observation: Array, key: Array | None) -> Array:
         """The best actions [N] of observations; with a key one in 1 / epsilon is random."""

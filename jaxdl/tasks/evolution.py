@@ -1,6 +1,5 @@
 """Evolution strategies: Salimans et al. (2017), https://arxiv.org/abs/1703.03864."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -13,8 +12,9 @@ from jaxdl import films
 from jaxdl.config import Between, Size
 from jaxdl.envs.environment import Ended, Environment, advance, begin, finished
 from jaxdl.errors import UserError
-from jaxdl.policies import Policy, chosen, policy
-from jaxdl.task import Batch, Mean, Metrics
+from jaxdl.policies import Policy, chosen, policy, suits
+from jaxdl.task import Batch, Metrics
+from jaxdl.tasks.no_test_data import NoTestData
 
 Array = jax.Array
 
@@ -73,7 +73,7 @@ class EvolutionState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evolution:
+class Evolution(NoTestData):
     """An iteration perturbs the parameters by noise, half of `batch_size` times, and plays an
     episode with the parameters plus each noise, and another one with them minus it, from the same
     beginning. The optimizer is given minus the estimated `gradient` of the `ranks` of the returns.
@@ -107,11 +107,9 @@ class Evolution:
             raise UserError(f"batch_size={size}: expected an even number of episodes, of which two "
                             "share each noise.")
         observation = self.env.reset(key)[1][None]
-        params = self.model.init(key, observation, True)["params"]
-        said = self.apply(params, observation)
-        if said.shape[-1] != self.policy.outputs:
-            raise UserError(f"task.model: says {said.shape[-1]} numbers of what to do; the actions "
-                            f"of task.env take {self.policy.outputs}.")
+        said, variables = self.model.init_with_output(key, observation, True)
+        params = variables["params"]
+        suits(self.model, said, self.policy.outputs)
         return EvolutionState(step=jnp.int32(0), seen=jnp.uint32(0), key=jax.random.fold_in(key, 1),
                               params=params, opt_state=tx.init(params))
 
@@ -160,10 +158,6 @@ class Evolution:
         nothing = Ended(jnp.zeros(count, bool), jnp.zeros(count), jnp.zeros(count, jnp.int32))
         _, _, found = jax.lax.while_loop(goes_on, one, (jnp.int32(1), playing, nothing))
         return found._replace(ended=jnp.ones(count, bool))
-
-    def evaluate(self, state: EvolutionState, batch: Batch) -> Mapping[str, Mean]:
-        raise UserError("Evolution has no test data to be evaluated on; its evaluator is "
-                        "episodes.Episodes.")
 
     def act(self, state: EvolutionState, observation: Array, key: Array | None) -> Array:
         """Actions [N, ...] of observations, drawn with the key; None takes the likeliest."""

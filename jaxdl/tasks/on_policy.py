@@ -1,6 +1,5 @@
 """What tasks share that learn from what their policy has just played: PPO and REINFORCE."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,9 +10,9 @@ import jax.numpy as jnp
 from jaxdl import films
 from jaxdl.config import Size
 from jaxdl.envs.environment import Environment, Playing, advance, begin, finished
-from jaxdl.errors import UserError
-from jaxdl.policies import Policy, chosen, policy
-from jaxdl.task import Batch, Mean, Metrics
+from jaxdl.policies import Policy, chosen, policy, suits
+from jaxdl.task import Batch, Metrics
+from jaxdl.tasks.no_test_data import NoTestData
 
 Array = jax.Array
 
@@ -69,7 +68,7 @@ class Steps(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnPolicy:
+class OnPolicy(NoTestData):
     """A network of policy and value, and the environments that it plays. A kind of it defines
     `step`.
 
@@ -107,15 +106,13 @@ class OnPolicy:
         playing = begin(self.env, jax.random.split(jax.random.fold_in(key, 1), size))
         carry = self.start(size)
         if self.carries:
-            variables = self.model.init(key, playing.observation[:, None], True, carry,
-                                        jnp.ones((size, 1), bool))
+            found, variables = self.model.init_with_output(
+                key, playing.observation[:, None], True, carry, jnp.ones((size, 1), bool))
         else:
-            variables = self.model.init(key, playing.observation, True)
+            found, variables = self.model.init_with_output(key, playing.observation, True)
+        parts = ("policy", "values", "what is carried on")[:3 if self.carries else 2]
+        suits(self.model, found, self.policy.outputs, parts=parts)
         params = variables["params"]
-        said, _ = self.apply(params, playing.observation)
-        if said.shape[-1] != self.policy.outputs:
-            raise UserError(f"task.model: says {said.shape[-1]} numbers of what to do; the actions "
-                            f"of task.env take {self.policy.outputs} (outputs).")
         return OnPolicyState(step=jnp.int32(0), seen=jnp.uint32(0), key=jax.random.fold_in(key, 2),
                              params=params, opt_state=tx.init(params), playing=playing,
                              carry=carry)
@@ -174,10 +171,6 @@ class OnPolicy:
         return replace(state, playing=playing, carry=carry), Steps(
             observation, fresh, action, logs, value, following.reshape(value.shape), step.reward,
             step.terminated, ended.ended), finished(ended)
-
-    def evaluate(self, state: OnPolicyState, batch: Batch) -> Mapping[str, Mean]:
-        raise UserError(f"{type(self).__name__} has no test data to be evaluated on; its evaluator "
-                        "is episodes.Episodes.")
 
     def act(self, state: OnPolicyState, observation: Array, key: Array | None,
             carry: Any = None) -> Any:

@@ -16,7 +16,8 @@ from jaxdl.envs.environment import Box, Environment, Playing, Transition, begin,
 from jaxdl.errors import UserError
 from jaxdl.policies import Gaussian
 from jaxdl.replay import Replay
-from jaxdl.task import Batch, Mean, Metrics
+from jaxdl.task import Batch, Metrics
+from jaxdl.tasks.no_test_data import NoTestData
 from jaxdl.tasks.off_policy import remembered
 
 Array = jax.Array
@@ -50,7 +51,7 @@ class PETSState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PETS:
+class PETS(NoTestData):
     """An iteration plays `horizon` steps in each of `batch_size` environments, remembers them, and
     takes `updates` gradient steps on `sample` transitions for each member of the model: the
     likelihood of how the observation changed and of the reward, all numbers in units of their
@@ -109,7 +110,10 @@ class PETS:
         return actions
 
     def init(self, key: Array, batch: Batch, tx: Any) -> PETSState:
-        size, members = len(batch["mask"]), self.model.members  # type: ignore[attr-defined]
+        if not hasattr(self.model, "members"):
+            raise UserError(f"task.model={type(self.model).__name__}: has no members, as Dynamics "
+                            "has.")
+        size, members = len(batch["mask"]), self.model.members
         if size * self.horizon > self.memory:
             raise UserError(f"task.memory={self.memory}: an iteration plays batch_size * horizon = "
                             f"{size * self.horizon} transitions.")
@@ -224,10 +228,6 @@ class PETS:
             return mean[0]
 
         return jax.vmap(one)(observation, jax.random.split(key, len(observation)))
-
-    def evaluate(self, state: PETSState, batch: Batch) -> Mapping[str, Mean]:
-        raise UserError("PETS has no test data to be evaluated on; its evaluator is "
-                        "episodes.Episodes.")
 
     def act(self, state: PETSState, observation: Array, key: Array | None) -> Array:
         """Actions [N, size] of observations; without a key plans are sought with always the same

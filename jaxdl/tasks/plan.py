@@ -4,7 +4,7 @@ https://doi.org/10.1177/0278364914528132)."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +25,9 @@ from jaxdl.envs.robots import (
     rollout,
     within,
 )
-from jaxdl.errors import UserError
 from jaxdl.pictures import Images, Material, Picture
-from jaxdl.task import Batch, Mean, Metrics
+from jaxdl.task import Batch, Metrics
+from jaxdl.tasks.no_test_data import NoTestData
 
 Array = jax.Array
 SHOWN = 6  # motions on the report
@@ -71,7 +71,7 @@ class Answers(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(NoTestData):
     """Motions of a robot, one for each of `batch_size` random scenes: controls over `steps`
     intervals of time are moved by their gradient, through the simulator, along which
 
@@ -104,6 +104,8 @@ class Plan:
     margin: Annotated[float, Between(1e-6)] = 0.03
     smoothness: NonNegative = 1e-4
     obstacle: NonNegative = 1e4
+
+    evaluator: ClassVar[str] = "plans.Plans"
 
     @property
     def robot(self) -> Robot:
@@ -163,9 +165,6 @@ class Plan:
                        seen=state.seen + jnp.uint32(len(batch["mask"])),
                        params=optax.apply_updates(state.params, updates), opt_state=opt_state), {
                            **metrics, "grad_norm": optax.tree.norm(gradient)}
-
-    def evaluate(self, state: PlanState, batch: Batch) -> Mapping[str, Mean]:
-        raise UserError("Plan has no test data to be evaluated on; its evaluator is plans.Plans.")
 
     def answers(self, state: PlanState, pieces: int) -> Answers:
         """Of each scene the shortest motion that is proven to touch nothing and to keep the limits,

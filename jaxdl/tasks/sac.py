@@ -13,15 +13,16 @@ from jaxdl import films, replay
 from jaxdl.config import Between, Size
 from jaxdl.envs.environment import Box, Environment, Transition, begin, played
 from jaxdl.errors import UserError
-from jaxdl.policies import Squashed
-from jaxdl.task import Batch, Mean, Metrics
+from jaxdl.policies import Squashed, suits
+from jaxdl.task import Batch, Metrics
+from jaxdl.tasks.no_test_data import NoTestData
 from jaxdl.tasks.off_policy import OffPolicyState, remembered
 
 Array = jax.Array
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAC:
+class SAC(NoTestData):
     """An iteration plays `horizon` steps in each of `batch_size` environments, remembers them, and
     takes `updates` gradient steps on `sample` transitions (s, a, r, s') each, drawn from all that
     is remembered. With actions a' ~ pi(s') and b ~ pi(s) the loss is the sum of
@@ -92,10 +93,11 @@ class SAC:
                             f"{size * self.horizon} transitions.")
         playing = begin(self.env, jax.random.split(jax.random.fold_in(key, 1), size))
         action = jnp.zeros((size, self.box.size))
-        (said, _), variables = self.model.init_with_output(key, playing.observation, action)
-        if said.shape[-1] != self.policy.outputs:
-            raise UserError(f"task.model: says {said.shape[-1]} numbers of what to do; the actions "
-                            f"of task.env take {self.policy.outputs} (outputs).")
+        if not (hasattr(self.model, "policy") and hasattr(self.model, "values")):
+            raise UserError(f"task.model={type(self.model).__name__}: has no methods policy and "
+                            "values, as SoftActorCritic has.")
+        found, variables = self.model.init_with_output(key, playing.observation, action)
+        suits(self.model, found, self.policy.outputs, parts=("policy", "values"))
         params = {"model": variables["params"],
                   "temperature": jnp.log(jnp.asarray(self.temperature, jnp.float32))}
         seen, zero = playing.observation[0], jnp.zeros(())
@@ -172,10 +174,6 @@ class SAC:
         return value_loss + policy_loss + temperature_loss, {
             "value_loss": value_loss, "policy_loss": policy_loss, "entropy": -logs.mean(),
             "temperature": alpha, "value": value.mean()}
-
-    def evaluate(self, state: OffPolicyState, batch: Batch) -> Mapping[str, Mean]:
-        raise UserError("SAC has no test data to be evaluated on; its evaluator is "
-                        "episodes.Episodes.")
 
     def act(self, state: OffPolicyState, observation: Array, key: Array | None) -> Array:
         """Actions [N, size] of observations, drawn with the key; None takes the mode."""
