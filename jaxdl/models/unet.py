@@ -1,4 +1,5 @@
-"""U-Net of Ronneberger et al. (2015), https://arxiv.org/abs/1505.04597, for diffusion models."""
+"""U-Net of Ronneberger et al. (2015), https://arxiv.org/abs/1505.04597, for diffusion models and
+denoising."""
 
 import flax.linen as nn
 import jax
@@ -39,15 +40,17 @@ class UNet(nn.Module):
     dropout: Fraction | None = None
 
     @nn.compact
-    def __call__(self, x: Array, level: Array, label: Array | None, train: bool) -> Array:
+    def __call__(self, x: Array, level: Array | None = None, label: Array | None = None,
+                 train: bool = False) -> Array:
         """Images of the shape of images [B, H, W, C] at levels [B], any monotone function of the
-        deviation of the noise that is of the size of one, with labels [B], -1 for none."""
+        deviation of the noise that is of the size of one, with labels [B], -1 for none. Where all
+        images have noise of one level, it need not be told: None."""
         shape, parts = x.shape, self.patch << len(self.channels) - 1
         if shape[1] % parts or shape[2] % parts:
             raise UserError(
                 f"UNet: images of {shape[1]} x {shape[2]} cannot be divided by {parts}: patch="
                 f"{self.patch}, then halved {len(self.channels) - 1} times.")
-        told = self.told(level, label)
+        told = None if level is None else self.told(level, label)
         x = Conv(self.channels[0], (3, 3), name="start")(to_channels(x, self.patch))
         kept = [x]
         for i, channels in enumerate(self.channels):
@@ -82,7 +85,7 @@ class UNet(nn.Module):
             told = told + nn.Embed(self.classes + 1, width, name="label")(place).astype(told.dtype)
         return nn.silu(told)
 
-    def block(self, x: Array, told: Array, channels: int, level: int, name: str,
+    def block(self, x: Array, told: Array | None, channels: int, level: int, name: str,
               train: bool) -> Array:
         x = ResidualBlock(channels, self.dropout, name=name)(x, told, train)
         if self.attention is None or level < len(self.channels) - 1:
@@ -91,17 +94,20 @@ class UNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu((1 + scale) norm(conv(silu(norm(x)))) + shift))."""
+    """x + conv(silu((1 + scale) norm(conv(silu(norm(x)))) + shift)); without the two where nothing
+    is told."""
 
     channels: int
     dropout: Fraction | None
 
     @nn.compact
-    def __call__(self, x: Array, told: Array, train: bool) -> Array:
+    def __call__(self, x: Array, told: Array | None, train: bool) -> Array:
         y = Conv(self.channels, (3, 3), name="conv1")(nn.silu(nn.GroupNorm(8, name="norm1")(x)))
-        told = nn.Dense(2 * self.channels, name="told")(told)[:, None, None]
-        scale, shift = jnp.split(told, 2, -1)
-        y = nn.silu((1 + scale) * nn.GroupNorm(8, name="norm2")(y) + shift)
+        y = nn.GroupNorm(8, name="norm2")(y)
+        if told is not None:
+            scale, shift = jnp.split(nn.Dense(2 * self.channels, name="told")(told), 2, -1)
+            y = (1 + scale[:, None, None]) * y + shift[:, None, None]
+        y = nn.silu(y)
         y = Conv(self.channels, (3, 3), kernel_init=nn.initializers.zeros, name="conv2")(
             Dropout(self.dropout)(y, train))
         if x.shape[-1] != self.channels:

@@ -25,10 +25,11 @@ class Whole(nn.Module):
     """Encoder, then decoder."""
 
     encoder: nn.Module
-    decoder: nn.Module
+    decoder: nn.Module | None
 
     def __call__(self, image: Array, train: bool) -> Array:
-        return self.decoder(self.encoder(image, train), train)  # type: ignore[operator]
+        found = self.encoder(image, train=train)  # type: ignore[operator]
+        return found if self.decoder is None else self.decoder(found, train)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,15 +42,16 @@ class Autoencoder(LossTask):
     A batch has "image" [B, H, W, C] and "mask" [B].
 
     Attributes:
-      encoder: Linen module called as encoder(image, train).
+      encoder: Linen module called as encoder(image, train=train).
       decoder: called as decoder(what the encoder returns, train), returns images; for
-        `models.autoencoder.Decoder` that is features [B, F] or a map [B, h, w, c].
+        `models.autoencoder.Decoder` that is features [B, F] or a map [B, h, w, c]. None where the
+        encoder returns images itself, as `models.unet.UNet` does.
       deviation: of normal noise that is added to each value; None for none.
       hidden: probability that a pixel is set to zero in all channels; None for none.
     """
 
     encoder: nn.Module
-    decoder: nn.Module
+    decoder: nn.Module | None = None
     deviation: NonNegative | None = None
     hidden: Fraction | None = None
 
@@ -83,7 +85,8 @@ class Autoencoder(LossTask):
         batch = clean(batch)
         given = self.spoiled(batch, key if train else jax.random.key(0))
         found, mutable = self.apply(self.whole(), variables, given, key=key, train=train)
-        same_shape(found, batch["image"], "task.decoder")
+        same_shape(found, batch["image"],
+                   "task.encoder" if self.decoder is None else "task.decoder")
         errors = jnp.square(found - batch["image"])
         return (Mean.of(errors.reshape(len(found), -1).mean(-1), batch["mask"]),
                 Aux(mutable=mutable))
