@@ -21,10 +21,11 @@ from jaxdl.tasks.pixels import Pixels
 
 def config() -> Experiment:
     return Experiment(
-        task=Pixels(model=PixelCNN(levels=2, width=16, layers=6, kernel=5), shape=(28, 28, 1)),
+        task=Pixels(model=PixelCNN(levels=2, width=16, layers=6, kernel=7), shape=(28, 28, 1),
+                    ema=0.998),
         data=FashionMnist(mean=(0.,), std=(1.,), augment=(Binarise(),), evaluation=(Binarise(),)),
-        optimizer=Adam(learning_rate=Cosine(peak=4e-3, warmup=0.05), clip=100.),
-        evals={"test": Evaluate(split="test", every=938, batch_size=250),
-               "samples": Samples(every=1_876, count=32)},
-        steps=1_876, batch_size=64, log_every=67, save_every=469,  # two epochs
+        optimizer=Adam(learning_rate=Cosine(peak=3e-3, warmup=0.05), clip=100.),
+        evals={"test": Evaluate(split="test", every=2_345, batch_size=250),
+               "samples": Samples(every=4_690, count=32)},
+        steps=4_690, batch_size=32, log_every=67, save_every=469,  # two and a half epochs
     )

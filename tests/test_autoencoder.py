@@ -16,6 +16,8 @@ from jaxdl import cli, config
 from jaxdl.errors import UserError
 from jaxdl.models.autoencoder import Decoder, Encoder
 from jaxdl.models.pixel_cnn import PixelCNN
+from jaxdl.models.unet import UNet
+from jaxdl.task import named
 from jaxdl.tasks.autoencoder import Autoencoder
 from jaxdl.tasks.vq_vae import VQVAE, CodePrior
 from tests.tiny import state_of
@@ -62,6 +64,19 @@ def test_the_loss_is_the_error_against_the_clean_image() -> None:
     evaluate = jax.jit(task.evaluate)
     chex.assert_trees_all_close(evaluate(state, BATCH), evaluate(state, bad), rtol=1e-6)
     assert config.from_json(config.to_json(task)) == task
+
+
+def test_an_encoder_may_draw_itself() -> None:
+    task = Autoencoder(encoder=UNet(channels=(8,), blocks=1, attention=None), deviation=0.5)
+    state = state_of(task, BATCH)
+    assert not any("level" in path or "told" in path for path in named(state.params))
+    found = jax.jit(task.evaluate)(state, BATCH)["loss"].value()  # It begins by drawing zeros.
+    np.testing.assert_allclose(found, np.square(BATCH["image"])[:3].mean(), rtol=1e-5)
+    params = jax.tree.map(lambda x: x + 0.1, state.params)
+    assert jax.jit(task.evaluate)(dataclasses.replace(state, params=params), BATCH)["loss"].value() != found
+    assert config.from_json(config.to_json(task)) == task
+    with pytest.raises(UserError, match=r"task.encoder: makes images \(6,\), and the data has"):
+        state_of(dataclasses.replace(PLAIN, decoder=None), BATCH)
 
 
 def test_codes_are_the_nearest_vectors_and_gradients_pass_straight_through() -> None:
