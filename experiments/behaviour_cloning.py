@@ -16,7 +16,7 @@ from jaxdl.data.demonstrations import DemonstrationsOfRun
 from jaxdl.envs.gymnax import Gymnax
 from jaxdl.episodes import Episodes
 from jaxdl.evaluate import Evaluate
-from jaxdl.experiment import Experiment
+from jaxdl.experiment import Best, Experiment
 from jaxdl.models.mlp import MLP
 from jaxdl.optimizer import Adam, Cosine
 from jaxdl.sweep import Trial, repeat
@@ -31,6 +31,7 @@ def config() -> Experiment:
         optimizer=Adam(learning_rate=Cosine(peak=1e-3)),
         evals={"test": Evaluate(every=1_000), "played": Episodes(every=1_000, limit=500),
                "demonstrator": Demonstrator(every=4_000)},
+        best=Best(metric="played/return"),
         steps=4_000, batch_size=256, log_every=200,
     )
 

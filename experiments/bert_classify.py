@@ -13,7 +13,7 @@ scratch, which it must beat; a logistic regression on TF-IDF of words and pairs 
 
 from jaxdl.data.labelled_text import MovieReviews
 from jaxdl.data.tokenizers import Saved
-from jaxdl.experiment import Experiment, InitFrom
+from jaxdl.experiment import Best, Experiment, InitFrom
 from jaxdl.models.bert import Bert
 from jaxdl.optimizer import AdamW, Cosine
 from jaxdl.sweep import Trial
@@ -33,6 +33,7 @@ def config() -> Experiment:
         optimizer=AdamW(learning_rate=Cosine(peak=5e-4, warmup=0.1), weight_decay=0.01, clip=1.),
         init_from=READ,
         evals={"test": ClassificationReport(split="test", every=620, batch_size=250)},
+        best=Best(metric="test/accuracy"),
         steps=620, batch_size=32, log_every=31,  # one epoch
     )
 

@@ -16,7 +16,7 @@ less than half of the VAE's, whose samples are blurred. The sweep has the other 
 from dataclasses import replace
 
 from jaxdl.data.idx import FashionMnist
-from jaxdl.experiment import Experiment
+from jaxdl.experiment import Best, Experiment
 from jaxdl.generative import SampleQuality, Samples
 from jaxdl.models.dcgan import Discriminator, Generator
 from jaxdl.optimizer import Adam, Linear
@@ -35,6 +35,7 @@ def config() -> Experiment:
         optimizer={"generator": optimizer, "discriminator": optimizer},
         evals={"samples": Samples(every=3_752),
                "quality": SampleQuality(classifier="runs/fashion_mnist_cnn", every=9_380)},
+        best=Best(metric="quality/frechet_distance", mode="min"),
         steps=18_760, batch_size=64, log_every=67, save_every=938,  # twenty epochs
     )
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from jaxdl.data.idx import FashionMnist
 from jaxdl.data.transforms import Edges
 from jaxdl.evaluate import Evaluate
-from jaxdl.experiment import Experiment
+from jaxdl.experiment import Best, Experiment
 from jaxdl.models.dcgan import Discriminator
 from jaxdl.models.translator import Translator
 from jaxdl.optimizer import Adam, Linear
@@ -33,6 +33,7 @@ def config() -> Experiment:
         data=FashionMnist(mean=(0.5,), std=(0.5,), augment=(Edges(),), evaluation=(Edges(),)),
         optimizer={"generator": optimizer, "discriminator": optimizer},
         evals={"test": Evaluate(split="test", every=1_876, batch_size=250)},
+        best=Best(metric="test/l1", mode="min"),
         steps=7_504, batch_size=32, log_every=67, save_every=938,  # four epochs
     )
 

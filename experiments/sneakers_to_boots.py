@@ -15,7 +15,7 @@ DiscoGAN (Kim et al. 2017, https://arxiv.org/abs/1703.05192) beside it. No paper
 from jaxdl.data.idx import FashionMnist
 from jaxdl.data.two_domains import TwoDomains
 from jaxdl.evaluate import Evaluate
-from jaxdl.experiment import Experiment
+from jaxdl.experiment import Best, Experiment
 from jaxdl.models.dcgan import Discriminator
 from jaxdl.models.translator import Translator
 from jaxdl.optimizer import Adam, Linear
@@ -38,6 +38,7 @@ def config() -> Experiment:
                "translated": Translated(split="test", every=750, batch_size=100,
                                         classifier="runs/fashion_mnist_cnn", image=(7,),
                                         other=(9,))},
+        best=Best(metric="translated/back"),
         steps=3_000, batch_size=16, log_every=50, save_every=375,  # eight epochs
     )
 

@@ -1251,15 +1251,16 @@ class Lead(Study):
         shown, ranked = self.shown(), self.ranked()
         paths = list(dict.fromkeys(p for row in shown.values() for p in row))
         names = sweep_page.short_names(paths)
-        table = Table("trial", *names.values(), self.metric or "-", "step", "state", "seconds",
-                      box=None, pad_edge=False)
+        ranks = [self.metric] if self.metric else []
+        table = Table("trial", *names.values(), *ranks, "step", "state", "seconds", box=None,
+                      pad_edge=False)
         for column in table.columns[1:]:
             column.justify = "right"
         for entry in ranked[:rows]:
-            value = "-" if entry.value is None else f"{entry.value:.6g}"
+            value = ["-" if entry.value is None else f"{entry.value:.6g}"][:len(ranks)]
             table.add_row(str(entry.number), *(
                 plain(shown[entry.number][p]) if p in shown[entry.number] else "-"
-                for p in paths), value, f"{entry.step:,}", entry.state,
+                for p in paths), *value, f"{entry.step:,}", entry.state,
                 f"{entry.seconds:.1f}" if entry.state in ENDED else "-")
         more = [f"and {len(ranked) - rows} more in {self.folder / 'results.csv'}"]
         if ended := sum(e.state in ENDED for e in ranked):
@@ -1291,7 +1292,7 @@ class Lead(Study):
     def summary(self) -> Iterator[Any]:
         counts = {state: sum(e.state == state for e in self.entries.values())
                   for state in (DONE, PRUNED, FAILED, PENDING)}
-        if found := self.repeated():
+        if self.metric and (found := self.repeated()):
             names = sweep_page.short_names(dict.fromkeys(p for row, _ in found for p in row))
             table = Table(*names.values(), f"{self.metric}, mean", "sd", "seeds", box=None,
                           pad_edge=False)
@@ -1305,6 +1306,9 @@ class Lead(Study):
             yield f"trial {entry.number} failed: {entry.reason}"
         yield (", ".join(f"{n} {state}" for state, n in counts.items() if n) + f" in {self.folder}"
                "; charts: report.html")
+        if self.metric is None:
+            yield ("no metric ranks them: set best.metric, or --metric=EVALUATOR/NAME; "
+                   "results.csv has them all")
         best = self.ranked()[0]
         if best.value is not None and best.state != FAILED:
             yield (f"best {self.metric} {best.value:.6g}: trial {best.number} "

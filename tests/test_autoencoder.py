@@ -68,12 +68,12 @@ def test_the_loss_is_the_error_against_the_clean_image() -> None:
 
 def test_an_encoder_may_draw_itself() -> None:
     task = Autoencoder(encoder=UNet(channels=(8,), blocks=1, attention=None), deviation=0.5)
-    state = state_of(task, BATCH)
+    state, evaluate = state_of(task, BATCH), jax.jit(task.evaluate)
     assert not any("level" in path or "told" in path for path in named(state.params))
-    found = jax.jit(task.evaluate)(state, BATCH)["loss"].value()  # It begins by drawing zeros.
+    found = evaluate(state, BATCH)["loss"].value()  # It begins by drawing zeros.
     np.testing.assert_allclose(found, np.square(BATCH["image"])[:3].mean(), rtol=1e-5)
-    params = jax.tree.map(lambda x: x + 0.1, state.params)
-    assert jax.jit(task.evaluate)(dataclasses.replace(state, params=params), BATCH)["loss"].value() != found
+    moved = dataclasses.replace(state, params=jax.tree.map(lambda x: x + 0.1, state.params))
+    assert evaluate(moved, BATCH)["loss"].value() != found
     assert config.from_json(config.to_json(task)) == task
     with pytest.raises(UserError, match=r"task.encoder: makes images \(6,\), and the data has"):
         state_of(dataclasses.replace(PLAIN, decoder=None), BATCH)

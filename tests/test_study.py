@@ -400,6 +400,16 @@ def test_another_metric_ranks_anew(file: Path) -> None:
             line["test/loss"] for line in logged(trial) if "test/loss" in line)
 
 
+def test_without_a_metric_nothing_is_ranked(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file.write_text(file.read_text().replace('best=Best(metric="test/accuracy"), ', ""))
+    status, folder = run(file, "--steps=2")
+    said = " ".join(capsys.readouterr().out.split())
+    assert status == 0 and "no metric ranks them: set best.metric, or --metric=EVALUATOR" in said
+    assert "peak seed step state seconds" in said and "None" not in said and "mean" not in said
+    assert all(row["test/accuracy"] and not row["value"] for row in rows(folder))
+    assert not (folder / "best").is_symlink()
+
+
 def test_a_first_trial_that_cannot_be_trained_hides_no_other(file: Path) -> None:
     status, folder = run(file, "--over=batch_size=101,64,32", "--task.accumulate=2",
                          "--workers=1", executor="processes")
