@@ -153,7 +153,8 @@ def small(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Experim
     seen = {"features": CNN(channels=(2, 3)), "content_layers": ("conv2",),
             "style_layers": ("conv1",)}
     sizes: dict[str, Any] = {
-        Autoencoder: halves, VAE: {**halves, "latents": 2}, VQVAE: {**halves, "codes": 4},
+        Autoencoder: {"encoder.channels": (8, 8)}, VAE: {**halves, "latents": 2},
+        VQVAE: {**halves, "codes": 4},
         CodePrior: {**{f"vq.{name}": value for name, value in halves.items()}, "vq.codes": 4,
                     "model.levels": 4, "model.width": 2, "model.layers": 1},
         Flow: {"model.scales": 1, "model.width": 2}, Pixels: {"model.width": 2, "model.layers": 1},
