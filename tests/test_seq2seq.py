@@ -200,12 +200,17 @@ def test_pairs_of_a_file(tmp_path):
     train, test = data.open("train"), data.open("test")
     assert sorted([*train.texts, *test.texts]) == [("a b", "c"), ("d", "e f"), ("x", "y")]
     assert len(test.texts) == 1 and train.buckets == ((2, 2), (4, 4)) and test.shapes == 1
+    assert max(len(t) for _, t in train.texts) == 3
+    short = replace(data, longest_target=2)
+    assert short.open("test").buckets == ((4, 2),)
+    train = short.open("train")
+    assert train.buckets == ((2, 1), (4, 2)) and {len(t) for _, t in train.texts} == {1}
     for line in ("only one", "a\tb\tc", "\tb"):
         path.write_text(f"x\ty\n{line}\n")
         with pytest.raises(UserError, match=r"line 2 is .*: expected a source, a tab, and a "):
             PairFile(path=str(path), tokenizer=Characters()).open("train")
     path.write_text("longer\tthan\nthis is\tit\n")
-    with pytest.raises(UserError, match="longest=2 leaves no pair to train on"):
+    with pytest.raises(UserError, match="longest=2, longest_target=None leaves no pair"):
         PairFile(path=str(path), tokenizer=Characters(), longest=2).open("train")
 
 

@@ -105,6 +105,8 @@ class Pairs(Texts):
 
     Attributes:
       longest: tokens of a source, and of a target with its end.
+      longest_target: tokens of a target with its end, where targets are shorter than sources, as
+        summaries are; None for `longest`.
       buckets: how many lengths batches are padded to, evenly up to the longest.
       test: share of the pairs that are the split "test": drawn at random, but always the same.
       test_pairs: how many of these the split has; None for all.
@@ -112,12 +114,14 @@ class Pairs(Texts):
 
     tokenizer: Kind = BPE(vocabulary=4_000)
     longest: Size = 64
+    longest_target: Size | None = None
     buckets: Size = 4
     test: Fraction = 0.05
     test_pairs: Size | None = None
 
     special: ClassVar[tuple[str, ...]] = (END,)
-    cut: ClassVar[tuple[str, ...]] = ("stand_in", "longest", "buckets", "test_pairs")
+    cut: ClassVar[tuple[str, ...]] = (
+        "stand_in", "longest", "longest_target", "buckets", "test_pairs")
 
     def pairs(self) -> Sequence[tuple[str, str]]:
         """(source, target) of all pairs, in an order that never changes."""
@@ -139,19 +143,19 @@ class Pairs(Texts):
         self.check_split(split)
         texts, tokens = self.content.texts[split], self.content.tokens(split)
         half = len(texts) // 2
-        kept = np.arange(half)
+        kept, longest = np.arange(half), (self.longest, self.longest_target or self.longest)
         if split == "train":
-            kept = np.array([i for i in kept if len(tokens[i]) <= self.longest
-                             and len(tokens[half + i]) < self.longest], int)
+            kept = np.array([i for i in kept if len(tokens[i]) <= longest[0]
+                             and len(tokens[half + i]) < longest[1]], int)
             if not len(kept):
-                raise UserError(f"{type(self).__name__}: longest={self.longest} leaves no pair to "
-                                "train on.")
+                raise UserError(f"{type(self).__name__}: longest={self.longest}, longest_target="
+                                f"{self.longest_target} leaves no pair to train on.")
         elif self.test_pairs is not None:
             kept = kept[:self.test_pairs]
         steps = range(1, self.buckets + 1) if split == "train" else [self.buckets]
-        sizes = sorted({-(-self.longest * i // self.buckets) for i in steps})
+        wide, long = ([-(-most * i // self.buckets) for i in steps] for most in longest)
         return PairRows(source=[tokens[i] for i in kept], target=[tokens[half + i] for i in kept],
-                        buckets=tuple((n, n) for n in sizes),
+                        buckets=tuple(sorted({*zip(wide, long, strict=True)})),
                         tokenizer=self.content.tokenizer,
                         texts=[(texts[i], texts[half + i]) for i in kept])
 

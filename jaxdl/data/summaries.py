@@ -26,6 +26,7 @@ class ReviewOpenings(Pairs):
 
     tokenizer: Kind = BPE(vocabulary=4_000)
     longest: Size = 96
+    longest_target: Size | None = 56
     words: Size = 45
 
     def prepare(self) -> None:
