@@ -45,11 +45,12 @@ class Counts:
 
 
 def forwards(train: Sequence[Sequence[int]], test: Sequence[Sequence[int]], order: int,
-             vocabulary: int, end: int) -> float:
-    """Nats a token of rows, each followed by `end`, by up to `order` - 1 tokens before it."""
+             vocabulary: int, end: int, longest: int) -> float:
+    """Nats a token of rows, each followed by `end` and then cut to the longest, by up to `order` -
+    1 tokens before it."""
     def steps(rows: Sequence[Sequence[int]], k: int) -> Iterable[tuple[object, int]]:
         for row in rows:
-            whole = (end,) * (order - 1) + tuple(map(int, row)) + (end,)
+            whole = (end,) * (order - 1) + (*map(int, row), end)[:longest]
             for i in range(order - 1, len(whole)):
                 yield whole[i - k:i], whole[i]
 
@@ -85,10 +86,9 @@ def main() -> None:
     data = ShakespeareReplies(tokenizer=BPE(vocabulary=4_000))
     data.prepare()
     train, test = data.open("train"), data.open("test")
-    longest = data.longest - 1  # what a row has room for, and its end
     for order in (2, 3):
-        nats = forwards(train.target, [t[:longest] for t in test.target], order, data.vocabulary,
-                        data.content.tokenizer.special.index("<end>"))
+        nats = forwards(train.target, test.target, order, data.vocabulary,
+                        data.content.tokenizer.special.index("<end>"), data.longest)
         print(f"| replies | the {order - 1} before | {nats:.3f} |")
     asked = BibleNamesAsked()
     asked.prepare()

@@ -152,7 +152,9 @@ def test_rows_of_pairs():
     assert short["source"].tolist() == [[1, -1], [1, 2]] and short["next"].shape == (2, 3)
     cut = source.read(np.array([3]))  # too long for any
     assert cut["source"].tolist() == [[1, 2, 3, 4]]
-    assert cut["next"].tolist() == [[11, 12, 13, 14, 0]]
+    assert cut["tokens"].tolist() == [[0, 11, 12, 13, 14]]
+    assert cut["next"].tolist() == [[11, 12, 13, 14, 15]]  # It does not end here.
+    assert source.lengths.tolist() == [0, 1, 0, 1]
 
 
 def test_batches_of_like_lengths_lose_nothing():
@@ -202,9 +204,11 @@ def test_pairs_of_a_file(tmp_path):
     assert len(test.texts) == 1 and train.buckets == ((2, 2), (4, 4)) and test.shapes == 1
     assert max(len(t) for _, t in train.texts) == 3
     short = replace(data, longest_target=2)
+    assert replace(short, cut_longer=True).open("train").size == 2
     assert short.open("test").buckets == ((4, 2),)
     train = short.open("train")
-    assert train.buckets == ((2, 1), (4, 2)) and {len(t) for _, t in train.texts} == {1}
+    assert train.size == 1 and len(train.texts[0][1]) == 1
+    assert train.buckets == ((2, 1), (4, 2))
     for line in ("only one", "a\tb\tc", "\tb"):
         path.write_text(f"x\ty\n{line}\n")
         with pytest.raises(UserError, match=r"line 2 is .*: expected a source, a tab, and a "):

@@ -31,6 +31,7 @@ class ShakespeareReplies(Pairs):
     """
 
     longest: Size = 48
+    cut_longer: bool = True
     test: Fraction = 0.05
 
     def prepare(self) -> None:

@@ -1,7 +1,8 @@
 """Pairs of texts, such as a sentence and its translation: padded rows, and batches of like lengths.
 
 Batches have "source" int32 [B, S], "tokens" [B, T], which begins with "<end>" and then has the
-target, and "next" [B, T], the target and then "<end>"; -1 is none, at the end of a row.
+target, and "next" [B, T], the target and then "<end>"; -1 is none, at the end of a row. A target
+that is cut has no "<end>".
 """
 
 import math
@@ -49,6 +50,7 @@ class PairRows(OnHost):
     def __post_init__(self) -> None:
         sizes = np.array([(len(s), len(t) + 1) for s, t in zip(self.source, self.target,
                                                                strict=True)]).reshape(-1, 2)
+        sizes = np.minimum(sizes, self.buckets[-1])  # What is longer is cut.
         fits = (sizes[:, None] <= np.array(self.buckets)).all(-1)  # [N, buckets]
         object.__setattr__(self, "lengths", fits.argmax(1))
 
@@ -88,10 +90,10 @@ class PairRows(OnHost):
         source = np.full((index.size, wide), NONE, np.int32)
         tokens, following = (np.full((index.size, long), NONE, np.int32) for _ in range(2))
         for row, i in enumerate(index.reshape(-1) % self.size):
-            given, wanted = self.source[i][:wide], self.target[i][:long - 1]
+            given, wanted = self.source[i][:wide], np.append(self.target[i], end)[:long]
             source[row, :len(given)] = given
-            tokens[row, 0], tokens[row, 1:1 + len(wanted)] = end, wanted
-            following[row, :len(wanted)], following[row, len(wanted)] = wanted, end
+            tokens[row, 0], tokens[row, 1:len(wanted)] = end, wanted[:-1]
+            following[row, :len(wanted)] = wanted
         found = {"source": source, "tokens": tokens, "next": following}
         return {name: x.reshape(*index.shape, -1) for name, x in found.items()}
 
@@ -100,13 +102,14 @@ class PairRows(OnHost):
 class Pairs(Texts):
     """Pairs of texts; a kind of it defines `prepare` and `pairs`. One tokenizer serves both sides.
 
-    Training pairs that are longer than `longest` are left out; those of "test" are cut, so that
-    what is measured does not depend on it.
+    Training pairs that are longer than `longest` are left out, since half a translation has no half
+    of a source; those of "test" are cut, so that what is measured does not depend on it.
 
     Attributes:
       longest: tokens of a source, and of a target with its end.
       longest_target: tokens of a target with its end, where targets are shorter than sources, as
         summaries are; None for `longest`.
+      cut_longer: cut longer training pairs too, where the beginning of a target is one of its own.
       buckets: how many lengths batches are padded to, evenly up to the longest.
       test: share of the pairs that are the split "test": drawn at random, but always the same.
       test_pairs: how many of these the split has; None for all.
@@ -115,13 +118,14 @@ class Pairs(Texts):
     tokenizer: Kind = BPE(vocabulary=4_000)
     longest: Size = 64
     longest_target: Size | None = None
+    cut_longer: bool = False
     buckets: Size = 4
     test: Fraction = 0.05
     test_pairs: Size | None = None
 
     special: ClassVar[tuple[str, ...]] = (END,)
     cut: ClassVar[tuple[str, ...]] = (
-        "stand_in", "longest", "longest_target", "buckets", "test_pairs")
+        "stand_in", "longest", "longest_target", "cut_longer", "buckets", "test_pairs")
 
     def pairs(self) -> Sequence[tuple[str, str]]:
         """(source, target) of all pairs, in an order that never changes."""
@@ -144,14 +148,14 @@ class Pairs(Texts):
         texts, tokens = self.content.texts[split], self.content.tokens(split)
         half = len(texts) // 2
         kept, longest = np.arange(half), (self.longest, self.longest_target or self.longest)
-        if split == "train":
+        if split != "train":
+            kept = kept[:self.test_pairs]
+        elif not self.cut_longer:
             kept = np.array([i for i in kept if len(tokens[i]) <= longest[0]
                              and len(tokens[half + i]) < longest[1]], int)
             if not len(kept):
                 raise UserError(f"{type(self).__name__}: longest={self.longest}, longest_target="
                                 f"{self.longest_target} leaves no pair to train on.")
-        elif self.test_pairs is not None:
-            kept = kept[:self.test_pairs]
         steps = range(1, self.buckets + 1) if split == "train" else [self.buckets]
         wide, long = ([-(-most * i // self.buckets) for i in steps] for most in longest)
         return PairRows(source=[tokens[i] for i in kept], target=[tokens[half + i] for i in kept],
