@@ -112,7 +112,8 @@ class Compiled:
     def begin(self) -> Callable[..., Any]:
         def begin(prompt: Any, length: int) -> Any:
             logits, cache = self.generator.prompted(prompt, length)
-            return decode.begin(logits, cache, prompt)
+            # Of a source nothing is a part of the text that is written.
+            return decode.begin(logits, cache, prompt[:, :0] if self.generator.apart else prompt)
 
         return jax.jit(begin, static_argnums=1)
 
@@ -139,6 +140,8 @@ def chunks(compiled: Compiled, prompts: Sequence[np.ndarray], keys: Any,
         rows = [row[-(window - 1):] for row in rows]
     made = 0
     while made < tokens and not done.all():
+        rows = [row[-1:] if over else row for row, over in zip(rows, done, strict=True)] \
+            if not apart else rows
         if window is not None:
             rows = [row if len(row) < window else row[-max(window // 2, 1):] for row in rows]
         size = rounded(max(map(len, rows)), limit if window is None else window - 1)
@@ -229,6 +232,8 @@ def run(command: "Command") -> int:
     options: PredictOptions = command.options
     if options.input:
         raise UserError("--prompt and --input exclude each other.")
+    if options.output is not None and predict.expanded("output", options.output).exists():
+        raise UserError(f"--output={options.output}: is there already, and nothing is overwritten.")
     experiment, folder = of_run(command, with_data=False)
     task = innermost(experiment.task)
     if not hasattr(task, "generator") and not hasattr(task, "teller"):
@@ -263,8 +268,9 @@ def run(command: "Command") -> int:
             console.print(f"warning: the prompt has {len(prompts[-1])} tokens, and the network "
                           f"sees {limit} at once: its beginning is forgotten", soft_wrap=True)
     sampling = decode.Sampling(
-        temperature=options.temperature or None, top_k=options.top_k, top_p=options.top_p,
-        min_p=options.min_p, repetition_penalty=options.repetition_penalty)
+        temperature=None if options.temperature < 1e-6 else options.temperature,
+        top_k=options.top_k, top_p=options.top_p, min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty)
     compiled = Compiled(generator, sampling)
     written = list[str]()
     if options.beams is not None:
@@ -272,8 +278,9 @@ def run(command: "Command") -> int:
                                  options.samples, options.length_penalty)
         for text, rows, row_scores in zip(texts, found, scores, strict=True):
             for tokens, score in zip(rows, row_scores, strict=True):
-                written.append(generator.decode(text, tokens))
-                _show(f"{written[-1]}\n", f"log p {score:.2f}")
+                if score > decode.NEVER / 2:  # There may be fewer answers than beams.
+                    written.append(generator.decode(text, tokens))
+                    _show(f"{written[-1]}\n", f"score {score:.2f}")
     else:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             jax.random.key(options.seed), jnp.arange(len(texts)))

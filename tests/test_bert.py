@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from jaxdl.data.text import TextFile
-from jaxdl.data.tokenizers import OfCharacters
+from jaxdl.data.tokenizers import BPE, OfCharacters
 from jaxdl.errors import UserError
 from jaxdl.models.bert import Bert
 from jaxdl.pictures import Material, Texts
 from jaxdl.task import named
+from jaxdl.tasks import masked_language
 from jaxdl.tasks.masked_language import MaskedLanguageModel
 from tests.tiny import state_of
 
@@ -162,6 +163,18 @@ def test_a_report_shows_what_it_fills_in(tmp_path):
         assert all(text[1:] == "" or re.fullmatch(r" \[([a-j]|the mask)\]", text[1:])
                    for text in hidden)
         assert all(len(text) == 1 for text, shade in parts if not shade)
+
+
+def test_the_blank_before_a_hidden_piece_is_hidden_with_it(monkeypatch):
+    pytest.importorskip("tokenizers", reason="pip install 'jaxdl[text]'")
+    tokenizer = BPE(vocabulary=270).fit(["in the beginning God"])
+    asked = []
+    monkeypatch.setattr(masked_language, "encoded", lambda tokenizer, text, least: (
+        asked.append(text), tokenizer.encode(text))[1])
+    model = SMALL.clone(vocabulary=tokenizer.size + 1)
+    held = jax.jit(lambda: model.init(jax.random.key(0), ROWS % 4, train=False))()
+    MaskedLanguageModel(model=model).teller(held, tokenizer, None)(["in [MASK] God"], 1)
+    assert asked == ["in", " God"]
 
 
 def test_a_text_is_filled_in():

@@ -11,8 +11,19 @@ from hypothesis import strategies as st
 
 from jaxdl.data import text
 from jaxdl.data.source import assemble
-from jaxdl.data.text import END, Lines, Stream, TextFile, place, read_text
-from jaxdl.data.tokenizers import BPE, FILE, Bytes, Characters, Saved, Words, load, pieces, saved
+from jaxdl.data.text import END, Lines, Stream, TextFile, check_whole, place, read_text
+from jaxdl.data.tokenizers import (
+    BPE,
+    FILE,
+    Bytes,
+    Characters,
+    Saved,
+    Words,
+    encode_all,
+    load,
+    pieces,
+    saved,
+)
 from jaxdl.errors import UserError
 
 PROSE = ("It is a truth universally acknowledged, that a single man in possession of a good "
@@ -39,6 +50,17 @@ def test_tokenizers_come_back_from_a_file(kind, special, tmp_path):
     again = load(path)
     assert again == fitted and again.encode(PROSE).tolist() == tokens.tolist()
     assert saved(kind.fit([PROSE, "wife"], special)) == saved(fitted)  # always the same one
+    assert again.exact == fitted.exact == (not isinstance(kind, Words))
+
+
+@pytest.mark.parametrize("kind", [Bytes(), BPE(vocabulary=300), Words(vocabulary=30)])
+def test_no_text_has_a_special_token(kind):
+    pytest.importorskip("tokenizers", reason="pip install 'jaxdl[text]'")
+    text = "a <end> of it"
+    fitted = kind.fit([f"{text} {PROSE}"], ("<end>",))
+    tokens = fitted.encode(text)
+    assert 0 not in tokens and tokens.tolist() == encode_all(fitted, [text])[0].tolist()
+    assert not fitted.exact or fitted.decode(tokens) == text
 
 
 @settings(max_examples=30, deadline=None)
@@ -47,6 +69,13 @@ def test_any_text_comes_back(some):
     for kind in (Bytes(), Characters()):
         fitted = kind.fit([some], ("<end>",))
         assert fitted.decode(fitted.encode(some)) == some
+
+
+def test_half_of_a_character_is_a_character():
+    fitted = Characters().fit(["a\ud83d"])
+    assert fitted.decode(fitted.encode("\ud83da")) == "\ud83da"
+    with pytest.raises(UserError, match=r"x, line 3: character 2 is '\\ud83d', half of one"):
+        check_whole("a\ud83d", "x, line 3")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -36,14 +36,16 @@ Where?
 SCENE 2. Elsewhere.
 
 MACBETH.
-So fair a day.
+So fair a day. An
+act hath three branches.
 """
 
 
 def test_speeches_stand_after_the_name_of_who_speaks():
     assert scenes(PLAY) == [
         [], [], ["When shall we meet again?  Soon.",
-                 "When the battle is done. That will be soon.", "Where?"], ["So fair a day."]]
+                 "When the battle is done. That will be soon.", "Where?"], [
+            "So fair a day. An act hath three branches."]]
     assert replies(PLAY) == [
         ("When shall we meet again? Soon.", "When the battle is done. That will be soon."),
         ("When the battle is done. That will be soon.", "Where?")]

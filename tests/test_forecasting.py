@@ -287,6 +287,9 @@ def test_mistakes_of_an_experiment_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"order=42: the training part has 80 values; expected at "
                                         r"least 89, or a smaller order"):
         SeasonalAR.fit(VALUES[:80], 42, SEASON)
+    with pytest.raises(UserError, match="order=42: the training part has"):
+        ForecastErrors(order=42).check(dataclasses.replace(
+            experiment, data=dataclasses.replace(data, horizon=3)))
     model = SeasonalAR.fit(VALUES[:80], 8, SEASON)
     with pytest.raises(UserError, match="a window has 6 values before its target, of which a "
                                         "baseline needs 12"):

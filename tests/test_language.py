@@ -5,6 +5,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from jaxdl import check, cli, config, record
 from jaxdl.checks.subject import Subject
 from jaxdl.data.text import Stream, TextFile
-from jaxdl.data.tokenizers import FILE, Bytes, load, saved
+from jaxdl.data.tokenizers import FILE, Bytes, Words, load, saved
 from jaxdl.errors import UserError
 from jaxdl.experiment import Experiment, Mesh
 from jaxdl.models.bert import Bert
@@ -25,8 +26,9 @@ from jaxdl.models.rnn import RNN
 from jaxdl.models.transformer import Transformer
 from jaxdl.optimizer import Adam, Constant
 from jaxdl.task import Mean
-from jaxdl.tasks.language import LanguageModel, Perplexity
+from jaxdl.tasks.language import GoesOn, LanguageModel, Perplexity
 from jaxdl.tasks.masked_language import MaskedLanguageModel
+from jaxdl.tasks.seq2seq import Answers
 from jaxdl.train import fit, splits
 from tests.tiny import state_of
 
@@ -113,6 +115,20 @@ def test_bits_per_character_are_of_a_model_that_predicts_them_all():
     assert hidden["perplexity"] == math.exp(3) and "bits_per_character" not in hidden
 
 
+def test_words_are_not_glued_and_their_bits_are_of_no_characters(tmp_path):
+    pytest.importorskip("tokenizers", reason="pip install 'jaxdl[text]'")
+    (tmp_path / "text.txt").write_text("the name of the rose . " * 30)
+    data = TextFile(path=str(tmp_path / "text.txt"), tokenizer=Words(vocabulary=10), block=8)
+    tokenizer = data.content.tokenizer
+    going = GoesOn(GPT, {}, tokenizer)
+    assert going.decode("the name", tokenizer.encode("of the")) == "the name of the"
+    assert going.decode("the name ", tokenizer.encode("of")) == "the name of"
+    assert going.decode("the name", np.zeros(0, np.int32)) == "the name"
+    assert data.open("test").characters is None
+    assert replace(data, tokenizer=Bytes()).open("test").characters
+    assert GoesOn(GPT, {}, Bytes().fit([""])).decode("a", np.array([98])) == "ab"
+
+
 def test_a_model_that_lacks_tokens_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"^task.model.vocabulary=27: the tokenizer of TextFile has "
                        "28 tokens; expected at least so many.$"):
@@ -175,11 +191,13 @@ def test_texts_that_are_drawn(run, capsys):
 
 def test_a_search_and_a_file(run, capsys, tmp_path):
     text = asked(run, capsys, "--prompt=the q", "--tokens=9", "--beams=4", "--samples=3")
-    assert text.count("log p") == 3 and "the quick brow" in text
+    assert text.count(" score -") == 3 and "the quick brow" in text
     path = tmp_path / "out.txt"
     shown = asked(run, capsys, "--prompt=the q", "--tokens=9", "--temperature=0",
                   f"--output={path}")
     assert path.read_text() == "the quick brow\n" and "written" in shown
+    many = asked(run, capsys, "--prompt=the", "--tokens=1", "--beams=40", "--samples=40")
+    assert many.count(" score -") == 28  # There are no more texts.
     assert cli.main(["predict", f"--experiment={run}", "--prompt=a", f"--output={path}"]) == 2
     assert "is there already" in capsys.readouterr().err
 
@@ -225,6 +243,8 @@ def test_a_tokenizer_that_is_of_another_network(run, capsys, tmp_path):
     (other / FILE).write_bytes(saved(Bytes().fit([""])))
     assert cli.main(["predict", f"--experiment={other}", "--prompt=a"]) == 2
     assert "a tokenizer of 256 tokens, and the network knows 28" in capsys.readouterr().err
+    with pytest.raises(UserError, match="there is no token '<end>': it is not the tokenizer that"):
+        Answers(GPT, {}, Bytes().fit([""]))
     (other / FILE).write_text("{")
     assert cli.main(["predict", f"--experiment={other}", "--prompt=a"]) == 2
     assert "not a tokenizer" in capsys.readouterr().err

@@ -157,6 +157,17 @@ def test_it_finds_the_shortest_way(experiment: str, tmp_path: Path) -> None:
     assert last["test/interval"] < 1e-6 and last["step"] == 20 and first["step"] == 10
 
 
+def test_a_check_asks_nothing_of_test_data_that_is_not_there(
+        experiment: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", experiment, f"--workdir={tmp_path / 'check'}"]) == 0
+    said = capfd.readouterr().out
+    lines = {line.split()[0]: line for line in said.splitlines() if line}
+    assert "there is no test data" in lines["masks"] and " - " in lines["evaluation"]
+    assert "there are no examples" in lines["order"] and " - " in lines["inputs"]
+    assert " pass " in lines["compiles_once"]
+    assert "FAIL" not in said
+
+
 def test_episodes_are_cut_at_the_limit_and_want_an_environment(
         experiment: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main([experiment, "--steps=1", "--evals.test.limit=3", "--evals.test.count=5",

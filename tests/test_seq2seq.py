@@ -235,6 +235,41 @@ def test_scores_are_those_of_sacrebleu():
     assert bleu(["one"], ["one"]) == 0.  # which is why it can be left out
 
 
+class Constant4:
+    """Four tokens, of which always the same logits come; rows that begin with 2 end at once."""
+
+    limit, stop, apart = 16, (0,), True
+    logits = jnp.array([0., 3., 2., 1.])
+
+    def prompted(self, prompt, length):
+        ends = prompt[:, :1] == 2
+        return self.step(ends, None)
+
+    def step(self, ends, token):
+        return jnp.where(ends, jnp.array([9., 0., 0., 0.]), self.logits), ends
+
+
+@pytest.mark.parametrize(("apart", "expected"), [(True, [1, 2, 1]), (False, [2, 1, 1])])
+def test_a_source_is_no_part_of_what_is_repeated(apart, expected):
+    generator = Constant4()
+    generator.apart = apart
+    compiled = Compiled(generator, Sampling(temperature=None, repetition_penalty=2.))
+    found = list(chunks(compiled, [np.array([1])], jax.random.split(jax.random.key(0), 1), 3))
+    assert np.concatenate(found, 1).tolist() == [expected]
+
+
+def test_a_row_that_has_ended_makes_no_other_begin_anew():
+    generator, begun = Constant4(), []
+    generator.apart = False
+    compiled = Compiled(generator, Sampling(temperature=None))
+    begin = compiled.begin
+    compiled.__dict__["begin"] = lambda *given: begun.append(given[1]) or begin(*given)
+    rows = [np.array([1, 1]), np.full(14, 2)]
+    found = list(chunks(compiled, rows, jax.random.split(jax.random.key(0), 2), 30))
+    assert np.concatenate(found, 1).tolist() == [[1] * 30, [0] + [-1] * 29]
+    assert len(begun) < 7
+
+
 def test_a_library_that_is_missing_is_told_before_training(tmp_path, monkeypatch):
     (tmp_path / "pairs.tsv").write_text("abc\tcba\nde\ted\n")
     data = PairFile(path=str(tmp_path / "pairs.tsv"), tokenizer=Characters())
@@ -242,6 +277,9 @@ def test_a_library_that_is_missing_is_told_before_training(tmp_path, monkeypatch
                       optimizer=Adam(learning_rate=Constant(peak=1e-3)),
                       evals={"test": Translation(scores=("exact",))}, steps=1, batch_size=1)
     validate(made, parallel.arrange(Mesh(data=1)))
+    with pytest.raises(UserError, match="Translation: tokens=65: an answer has at most task"):
+        validate(replace(made, task=Seq2Seq(model=EncoderDecoder(vocabulary=9, block=64)), evals={
+            "test": Translation(tokens=65, scores=("exact",))}), parallel.arrange(Mesh(data=1)))
     for library, score in (("sacrebleu", "chrf"), ("rouge_score", "rougeL")):
         monkeypatch.setitem(sys.modules, library, None)
         monkeypatch.setitem(sys.modules, f"{library}.rouge_scorer", None)

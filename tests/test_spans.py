@@ -97,6 +97,13 @@ def test_own_texts_and_what_is_wrong_with_them(tmp_path):
     wrong[0]["qas"][0] = {"question": None, "answers": []}
     with pytest.raises(UserError, match=r"TypeError a question is None\.$"):
         squad_file(tmp_path, wrong).open("train")
+    wrong[0]["qas"][0] = {"question": "who?", "id": 5, "answers": [
+        {"text": "nobody", "answer_start": 0}]}
+    with pytest.raises(UserError, match="question 5: 'nobody' does not stand at answer_start=0"):
+        squad_file(tmp_path, wrong).open("train")
+    wrong[0]["qas"][0] = {"question": "who \ud83d?", "answers": []}
+    with pytest.raises(UserError, match=r"a question: character 5 is .* half of one in UTF-16"):
+        squad_file(tmp_path, wrong).open("train")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "a.txt").write_text("x")
     with pytest.raises(UserError, match="folder: a folder, expected a JSON file"):

@@ -245,6 +245,8 @@ def test_tables_that_are_of_no_use(content, said, tmp_path):
     ('{"text": "a", "label": "bad"}\n[1]', "mine.jsonl: line 2: expected a JSON object, not [1]."),
     ('{"text": "a", "lable": 1}', "line 1: there is no 'label'. Did you mean 'lable'?"),
     ('{"text": "a", "label": true}', "line 1, 'label': 'true' is none of 'bad', 'good'."),
+    ('{"text": null, "label": "bad"}', "line 1, 'text': there is null, expected a text."),
+    (r'{"text": "a\ud83d", "label": "bad"}', "line 1, 'text': character 2 is '\\ud83d', half of"),
 ])
 def test_lines_of_json_that_are_of_no_use(content, said, tmp_path):
     with pytest.raises(UserError) as raised:
@@ -256,6 +258,10 @@ def test_a_file_that_is_not_there(tmp_path):
     own(tmp_path, "text,label")
     with pytest.raises(DataMissing, match=r"path=.*: there is no such file. Did you mean .*mine"):
         LabelledFile(path=str(tmp_path / "mien.csv"), labels=("a",)).prepare()
+    with pytest.raises(UserError, match=r"path=.*: a folder, expected a file\.$"):
+        LabelledFile(path=str(tmp_path), labels=("a",)).prepare()
+    long = own(tmp_path, f"text,label\n{'a' * 200_000},good\nb,bad\n", test=0.5)
+    assert sum(len(e.text) for part in long.examples.values() for e in part) == 200_001
     with pytest.raises(UserError, match="'a' is none of the labels: none is named"):
         own(tmp_path, "text,label\nx,a\n", labels=()).open("train")
 
@@ -358,6 +364,10 @@ def test_a_model_with_too_few_tokens_is_told(tmp_path):
     experiment = Experiment(task=SequenceClassification(model=CNN), data=data, optimizer=Adam(),
                             steps=1, batch_size=2)
     with pytest.raises(UserError, match=r"task\.model\.vocabulary=9: the tokenizer of LabelledFil"):
+        splits(experiment)
+    experiment = replace(experiment, task=SequenceClassification(
+        model=CNN.clone(vocabulary=20, classes=1)))
+    with pytest.raises(UserError, match=r"task\.model\.classes=1: LabelledFile has 2 labels; exp"):
         splits(experiment)
 
 

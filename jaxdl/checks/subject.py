@@ -323,9 +323,14 @@ class Subject:
         return next(iter(self.others.values()), self.plain)
 
     @functools.cached_property
+    def learned(self) -> Carry:
+        """After training on the data as it is."""
+        return self.trained()
+
+    @functools.cached_property
     def real(self) -> dict[str, float]:
-        """Metrics after training on the data as it is."""
-        return self.evaluated(self.trained().state, self.test)
+        """Metrics of that."""
+        return self.evaluated(self.learned.state, self.test)
 
     @functools.cached_property
     def blind(self) -> dict[str, float]:

@@ -64,7 +64,7 @@ def compiles_once(subject: Subject) -> Finding:
                           f"{next(s for s in found if s != shape)[0]}", measured="",
                           expected="one shape", look_at="index() of the data's source at the end "
                           "of an epoch")
-    _ = subject.real  # Trains.
+    _ = subject.learned
     size = subject.program.step._cache_size()  # type: ignore[attr-defined]
     return judged(f"the step was compiled {size} times" if size > 1 else "",
                   measured="one shape, compiled once", expected="once",

@@ -13,7 +13,7 @@ from jaxdl.errors import UserError
 
 NAME = r"[A-Z0-9][A-Za-z.'-]*"
 SPEAKER = re.compile(rf"{NAME}(?: (?:{NAME}|of|and|the|to|a))*\.")  # alone in its line
-SCENE = re.compile(r"(ACT|SCENE|PROLOGUE|EPILOGUE)\b", re.IGNORECASE)
+SCENE = re.compile(r"(ACT|Act|SCENE|Scene|PROLOGUE|Prologue|EPILOGUE|Epilogue)\b")  # a heading
 LEAST = 100  # replies of a play: what has fewer is a poem
 HEARD = 30  # words of a speech, its last ones, that are answered
 

@@ -22,7 +22,7 @@ from jaxdl.data import rdata
 from jaxdl.data.debian import package
 from jaxdl.data.fetch import data_folder, extract, fetch
 from jaxdl.data.source import Arrays, Source, permutation
-from jaxdl.data.text import LongText, Texts, read_text
+from jaxdl.data.text import LongText, Texts, check_whole, no_file, read_text
 from jaxdl.data.tokenizers import NONE, Kind, Words
 from jaxdl.errors import DataMissing, UserError, nearest, shown
 
@@ -87,6 +87,10 @@ class LabelledTexts(Texts):
 
     def read(self) -> dict[str, list[str]]:
         return {split: [e.text for e in examples] for split, examples in self.examples.items()}
+
+    def check(self, experiment: Any) -> None:
+        super().check(experiment)
+        self.check_classes(experiment, self.labels)
 
     def check_split(self, split: str) -> None:
         if split != "validation" or self.validation is None:
@@ -161,9 +165,7 @@ class LabelledFile(LabelledTexts):
     def prepare(self) -> None:
         place = self._file
         if not place.is_file():
-            beside = [str(p) for p in place.parent.iterdir()] if place.parent.is_dir() else ()
-            raise DataMissing(f"{type(self).__name__}: path={shown(self.path)}: there is no such "
-                              f"file.{nearest(str(place), beside)}")
+            raise no_file(type(self).__name__, place)
 
     @property
     def _file(self) -> Path:
@@ -190,6 +192,7 @@ class LabelledFile(LabelledTexts):
 def records(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """(line where it begins, cells by column) of each record of a CSV or JSON-lines file."""
     text = read_text(path)
+    csv.field_size_limit(1 << 30)  # of Python's module: else texts of 131,072 characters
     if path.suffix.lower() in (".jsonl", ".ndjson", ".json"):
         yield from _objects(path, text, columns)
         return
@@ -229,8 +232,13 @@ def _objects(path: Path, text: str, columns: Sequence[str]) -> Iterator[tuple[in
         for name in columns:
             if name not in row:
                 raise UserError(f"{path}: line {line}: there is no {name!r}.{nearest(name, row)}")
-        yield line, {name: row[name] if isinstance(row[name], str) else json.dumps(row[name])
-                     for name in columns}
+        cells = {name: row[name] if isinstance(row[name], str) else json.dumps(row[name])
+                 for name in columns}
+        for name, cell in cells.items():
+            if row[name] is None:
+                raise UserError(f"{path}: line {line}, {name!r}: there is null, expected a text.")
+            check_whole(cell, f"{path}: line {line}, {name!r}")
+        yield line, cells
 
 
 # Reviews that packages ship.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -37,6 +37,9 @@ class Nothing:
     """
 
     stand_in: StandIn | None = None
+
+    not_applicable: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("inputs", "order"), "there are no examples")
 
     def prepare(self) -> None: ...
 

@@ -14,7 +14,8 @@ from jaxdl.data import rdata
 from jaxdl.data.debian import package
 from jaxdl.data.source import Arrays, Source, StandIn
 from jaxdl.data.tabular import csv_rows, finite_number
-from jaxdl.errors import DataMissing, UserError, nearest
+from jaxdl.data.text import no_file
+from jaxdl.errors import UserError, nearest
 
 Period = Annotated[float, Between(2)]  # counted in values; of less, nothing can be seen
 
@@ -147,9 +148,7 @@ class SeriesFile(Series):
     def prepare(self) -> None:
         file = self._file()
         if not file.is_file():
-            beside = [str(p) for p in file.parent.iterdir()] if file.parent.is_dir() else ()
-            raise DataMissing(f"{type(self).__name__}: path={self.path}: there is no such file."
-                              f"{nearest(str(file), beside)}")
+            raise no_file(type(self).__name__, file)
 
     def read(self) -> np.ndarray:
         self.prepare()

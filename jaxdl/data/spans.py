@@ -23,7 +23,7 @@ from jaxdl.data.debian import package
 from jaxdl.data.labelled_text import divided
 from jaxdl.data.pairs import tidy
 from jaxdl.data.source import Arrays, Source
-from jaxdl.data.text import END, Texts, read_text, text_files
+from jaxdl.data.text import END, Texts, check_whole, read_text, text_files
 from jaxdl.data.tokenizers import NONE, Kind, Words, places_all
 from jaxdl.errors import UserError, shown
 
@@ -210,21 +210,24 @@ def squad(path: Path) -> list[Question]:
     """The questions of a file of SQuAD's form that have an answer; a group is an article."""
     try:
         content = json.loads(read_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: expected JSON, but {error}.") from error
     found = []
     try:
         for group, article in enumerate(content["data"]):
             for paragraph in article["paragraphs"]:
                 text = str(paragraph["context"])
+                check_whole(text, f"{path}: a context")
                 for asked in paragraph["qas"]:
                     answers = [(str(a["text"]), int(a["answer_start"])) for a in asked["answers"]]
                     if not isinstance(asked["question"], str):
                         raise TypeError(f"a question is {asked['question']!r}")
+                    check_whole(asked["question"], f"{path}: a question")
                     for answer, start in answers:
                         if not answer or start < 0 or text[start:start + len(answer)] != answer:
+                            name = shown(str(asked.get("id", asked["question"])))
                             raise UserError(
-                                f"{path}: question {shown(asked.get('id', asked['question']))}: "
+                                f"{path}: question {name}: "
                                 f"{shown(answer)!r} does not stand at answer_start={start} of its "
                                 "context.")
                     if answers:

@@ -7,13 +7,14 @@ first token, and its further tokens have none.
 import functools
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jaxdl.config import Fraction, Size, leaves
+from jaxdl.config import Fraction, Size
 from jaxdl.data.source import Arrays, Source, permutation
 from jaxdl.data.text import Texts, read_text, text_files
 from jaxdl.data.tokenizers import NONE, Kind, Words, places_all
@@ -60,10 +61,7 @@ class TaggedTexts(Texts):
 
     def check(self, experiment: Any) -> None:
         super().check(experiment)
-        for path, leaf in leaves(experiment.task, "task"):
-            if path.endswith(".classes") and leaf.value < len(self.labels):
-                raise UserError(f"{path}={leaf.value}: {type(self).__name__} has "
-                                f"{len(self.labels)} labels; expected at least so many.")
+        self.check_classes(experiment, self.labels)
 
     def read(self) -> dict[str, list[str]]:
         return {split: [" ".join(s.words) for s in part] for split, part in self.parts.items()}
@@ -156,7 +154,7 @@ class TaggedFile(TaggedTexts):
         for file in text_files(path):
             words: list[tuple[str, str]] = []
             for number, line in enumerate([*read_text(file).split("\n"), ""], 1):
-                cells: Any = line.split()
+                cells: Any = re.split(r"[ \t]+", line.strip(" \t")) if line.strip() else ()
                 if cells and cells[0] == "-DOCSTART-":  # of CoNLL 2003, between documents
                     continue
                 if len(cells) == 1:

@@ -25,7 +25,7 @@ from jaxdl.data.source import (
     permutation,
 )
 from jaxdl.data.tokenizers import FILE, NONE, Characters, Kind, Tokenizer, encode_all, saved
-from jaxdl.errors import UserError, nearest, shown
+from jaxdl.errors import DataMissing, UserError, nearest, shown
 
 IDS = 2 ** 31 - 1  # the largest id of an example, and so of a place in a stream
 END = "<end>"  # special token around each of many texts
@@ -164,6 +164,13 @@ class Texts:
                 raise UserError(f"{path}={leaf.value}: the tokenizer of {type(self).__name__} has "
                                 f"{self.vocabulary} tokens{beside}; expected at least so many.")
 
+    def check_classes(self, experiment: Any, labels: Sequence[str]) -> None:
+        """Raises a UserError for a model that does not have a class for each label."""
+        for path, leaf in leaves(experiment.task, "task"):
+            if path.endswith(".classes") and leaf.value < len(labels):
+                raise UserError(f"{path}={leaf.value}: {type(self).__name__} has {len(labels)} "
+                                "labels; expected at least so many.")
+
     @property
     def vocabulary(self) -> int:
         """How many tokens there are."""
@@ -232,9 +239,12 @@ class LongText(Texts):
                             f"tokens; {IDS - self.block:,} can be told apart.")
         if len(stored) < 2:
             raise UserError(f"{type(self).__name__}: the split {split!r} has {len(stored):,} "
-                            f"tokens; train={self.train:g} leaves too little of it.")
-        first = len(self.content.tokenizer.decode(stored[:1]))
-        return Stream(stored=stored, block=self.block, characters=len(text) - first)
+                            f"tokens; train={self.train:g}, test_characters="
+                            f"{self.test_characters} leave too little of it.")
+        tokenizer = self.content.tokenizer
+        first = len(tokenizer.decode(stored[:1]))
+        return Stream(stored=stored, block=self.block,
+                      characters=len(text) - first if tokenizer.exact else None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -331,6 +341,24 @@ def text_files(path: str) -> list[Path]:
     return [place]
 
 
+def no_file(kind: str, place: Path) -> UserError:
+    """The error for a path that is no file."""
+    if place.is_dir():
+        return UserError(f"{kind}: path={shown(str(place))}: a folder, expected a file.")
+    beside = [str(p) for p in place.parent.iterdir()] if place.parent.is_dir() else ()
+    return DataMissing(f"{kind}: path={shown(str(place))}: there is no such file."
+                       f"{nearest(str(place), beside)}")
+
+
+def check_whole(text: str, where: str) -> None:
+    """Raises a UserError for half of a character, as JSON may have of one beyond U+FFFF."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: character {error.start + 1:,} is {text[error.start]!r}, half of "
+                        "one in UTF-16.") from error
+
+
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file, with "\\n" at the end of lines."""
     try:
@@ -341,9 +369,10 @@ def read_text(path: Path) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
+        guess = "UTF-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "LATIN1"
         raise UserError(
             f"{path}: not UTF-8: byte {error.start:,}, in line {line:,}, is 0x"
-            f"{content[error.start]:02x}; `iconv -f LATIN1 -t UTF-8` may help.") from error
+            f"{content[error.start]:02x}; `iconv -f {guess} -t UTF-8` may help.") from error
     text = text.replace("\r\n", "\n")
     if not text.strip():
         raise UserError(f"{path}: there is no text in it.")

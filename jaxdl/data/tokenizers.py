@@ -29,10 +29,15 @@ class Tokenizer(Protocol):
 
     Attributes:
       special: names of the special tokens, "<end>" for one.
+      exact: whether `decode` gives back what was encoded. Of a tokenizer that does not, texts are
+        words and marks with a blank between two.
     """
 
     @property
     def special(self) -> tuple[str, ...]: ...
+
+    @property
+    def exact(self) -> bool: ...
 
     @property
     def size(self) -> int: ...
@@ -78,9 +83,13 @@ class OfCharacters:
     def size(self) -> int:
         return len(self.special) + len(self.characters)
 
+    @property
+    def exact(self) -> bool:
+        return True
+
     def encode(self, text: str) -> np.ndarray:
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-        known = np.frombuffer(self.characters.encode("utf-32-le"), np.uint32)
+        known = np.frombuffer(self.characters.encode("utf-32-le", "surrogatepass"), np.uint32)
         places = np.searchsorted(known, points)
         strange = places == len(known)
         strange[~strange] = known[places[~strange]] != points[~strange]
@@ -115,6 +124,10 @@ class OfBytes:
     @property
     def size(self) -> int:
         return len(self.special) + 256
+
+    @property
+    def exact(self) -> bool:
+        return True
 
     def encode(self, text: str) -> np.ndarray:
         encoded = text.encode("utf-8", "surrogatepass")
@@ -208,7 +221,11 @@ class OfPieces:
         self._pieces.no_truncation()  # which published ones may have, for a network of their own
         self._pieces.no_padding()
         self._size = max(self._pieces.get_vocab().values(), default=-1) + 1
-        self._words = json.loads(text)["model"]["type"] == "WordLevel"
+        content = json.loads(text)
+        self._words = content["model"]["type"] == "WordLevel"
+        self.exact = content["model"]["type"] == "BPE" and content.get("normalizer") is None
+        # Else "<end>" in a text would be that token. Published ones have none that we know of.
+        self._pieces.encode_special_tokens = bool(special)
 
     @property
     def size(self) -> int:
@@ -242,6 +259,14 @@ class OfPieces:
 
     def __hash__(self) -> int:
         return hash(self._text)
+
+
+def special_token(tokenizer: Tokenizer, name: str) -> int:
+    """The special token of that name; a UserError if there is none."""
+    if name not in tokenizer.special:
+        raise UserError(f"tokenizer.json: there is no token {name!r}: it is not the tokenizer that "
+                        "the network was trained with.")
+    return tokenizer.special.index(name)
 
 
 def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:

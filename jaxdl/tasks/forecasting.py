@@ -77,6 +77,12 @@ class ForecastErrors(Evaluate):
 
     order: Size = 42
 
+    def check(self, experiment: Any) -> None:
+        """Raises a UserError for a series that is too short for the baselines."""
+        windows = experiment.data.open(self.split)
+        if isinstance(windows, Windows):
+            self.baselines(windows)
+
     def measure(self, task: Any, state: TrainState, batch: Batch) -> Any:
         error, weights = difference(task.predict(state, batch), batch)
         return {"task": task.evaluate(state, batch), "error": Mean.of(jnp.abs(error), weights)}

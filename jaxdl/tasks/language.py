@@ -120,7 +120,9 @@ class GoesOn(Continues):
         return tokens
 
     def decode(self, prompt: str, tokens: np.ndarray) -> str:
-        return prompt + self.tokenizer.decode(tokens)
+        more = self.tokenizer.decode(tokens)
+        apart = more and prompt[-1:].strip() and not self.tokenizer.exact
+        return f"{prompt} {more}" if apart else prompt + more
 
 
 def named_inputs(batch: Batch) -> dict[str, Any]:
@@ -162,8 +164,8 @@ class Perplexity(Evaluate):
 
     `perplexity` is exp(loss). `bits_per_character` is the code length of the whole split, total /
     log 2, divided by the characters that it stands for: it compares models with different
-    tokenizers. A split whose source does not tell `characters` has none, and neither has a task
-    that is not asked of every token.
+    tokenizers. A split whose source does not tell `characters` has none, nor has one whose
+    tokenizer does not give all of a text back, or a task that is not asked of every token.
     """
 
     def finish(self, sums: Any, context: Context) -> Mapping[str, float]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxdl.config import Size
-from jaxdl.data.tokenizers import Tokenizer, pieces
+from jaxdl.data.tokenizers import OfPieces, Tokenizer, pieces
 from jaxdl.decode import padded
 from jaxdl.errors import UserError, shown
 from jaxdl.pictures import Material, Picture, Texts, read, some
@@ -102,7 +102,11 @@ class MaskedLanguageModel(LossTask):
                 if MASK not in text:
                     raise UserError(f"--prompt={shown(repr(text))}: expected {MASK} where a word "
                                     "is to be filled in.")
-                parts = [encoded(tokenizer, part, least=0) for part in text.split(MASK)]
+                parts = text.split(MASK)
+                if isinstance(tokenizer, OfPieces) and tokenizer.exact:
+                    # A piece has the blank before it, so a hidden one does.
+                    parts = [*(part.removesuffix(" ") for part in parts[:-1]), parts[-1]]
+                parts = [encoded(tokenizer, part, least=0) for part in parts]
                 row = np.concatenate([x for part in parts for x in (part, [mask])][:-1])
                 rows.append(fitting(text, row, getattr(self.model, "block", None)))
             tokens = padded(rows)

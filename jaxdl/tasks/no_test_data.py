@@ -16,6 +16,8 @@ class NoTestData:
     """
 
     evaluator: ClassVar[str] = "episodes.Episodes"
+    not_applicable: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("masks", "evaluation"), "there is no test data")
 
     def evaluate(self, state: Any, batch: Batch) -> Mapping[str, Mean]:
         raise UserError(f"{type(self).__name__} has no test data to be evaluated on; its evaluator "

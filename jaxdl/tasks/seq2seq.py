@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxdl.config import Fraction, NonNegative, Size
 from jaxdl.data.text import END
-from jaxdl.data.tokenizers import Tokenizer
+from jaxdl.data.tokenizers import Tokenizer, special_token
 from jaxdl.decode import Sampling, beam_search, begin, generate
 from jaxdl.errors import UserError
 from jaxdl.evaluate import Context, each
@@ -90,7 +90,7 @@ class Answers:
     def __init__(self, model: Any, variables: Any, tokenizer: Tokenizer) -> None:
         self.model, self.variables, self.tokenizer = model, variables, tokenizer
         self.limit, self.apart = getattr(model, "block", None), True
-        self.end = tokenizer.special.index(END)
+        self.end = special_token(tokenizer, END)
         self.stop = (self.end,)
 
     def encode(self, text: str) -> np.ndarray:
@@ -150,7 +150,12 @@ class Translation:
     batch_size: Size | None = None
 
     def check(self, experiment: Any) -> None:
-        """Raises a UserError for a library that a score needs."""
+        """Raises a UserError for a library that a score needs, and for longer answers than the
+        network can make."""
+        limit = getattr(getattr(experiment.task, "model", None), "block", None)
+        if limit is not None and self.tokens > limit:
+            raise UserError(f"Translation: tokens={self.tokens}: an answer has at most "
+                            f"task.model.block={limit}.")
         for score in self.scores:
             SCORES[score]([""], [""])
 

@@ -15,7 +15,7 @@ import numpy as np
 from jaxdl.config import Size
 from jaxdl.data.spans import SpanRows, windows
 from jaxdl.data.text import END
-from jaxdl.data.tokenizers import Tokenizer, places_all
+from jaxdl.data.tokenizers import Tokenizer, places_all, special_token
 from jaxdl.errors import UserError, shown
 from jaxdl.evaluate import Context, each
 from jaxdl.pictures import Material, Picture, Texts, read, some
@@ -83,7 +83,7 @@ class SpanQuestionAnswering(LossTask):
     def teller(self, variables: Any, tokenizer: Tokenizer, data: Any) -> Teller:
         """What answers questions: the last line of a text is the question, and the answer stands
         in those before it."""
-        end = tokenizer.special.index(END)
+        end = special_token(tokenizer, END)
 
         @jax.jit
         def found(tokens: Array, kind: Array) -> tuple[Array, Array, Array]:
