@@ -155,6 +155,9 @@ def test_the_loss_is_that_of_all_right_places():
     found = evaluate(state, ONE)
     assert float(found["loss"].count) == 2
     np.testing.assert_allclose(float(found["loss"].value()), np.mean(expected), rtol=1e-5)
+    zeros = replace(state, params=jax.tree.map(jnp.zeros_like, state.params))
+    np.testing.assert_allclose(  # of 2 and 4 places each side has one or two that are right
+        float(TASK.initial_loss(ONE)), (np.log(2) + np.log(4 / 2)) / 2, rtol=1e-6)
     # A row without an answer, or that is only there to fill the batch up, is not counted.
     none = {**ONE, "start": ONE["start"].at[0].set(False)}
     filled = {**ONE, "mask": jnp.array([0., 1.])}
@@ -165,6 +168,8 @@ def test_the_loss_is_that_of_all_right_places():
         assert float(found["loss"].count) == 1
         np.testing.assert_allclose(float(found["loss"].value()), np.mean(expected[2:]), rtol=1e-5)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient(state.params, other)))
+        np.testing.assert_allclose(evaluate(zeros, other)["loss"].value(),
+                                   TASK.initial_loss(other), rtol=1e-6)
     assert {int(x) for x in jax.jit(TASK.predict)(state, ONE)[1][0]} <= {2, 3}  # inside the text
 
 

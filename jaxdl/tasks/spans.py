@@ -61,6 +61,13 @@ class SpanQuestionAnswering(LossTask):
             "start_accuracy": Mean.of(hits[:, 0], weights),
             "end_accuracy": Mean.of(hits[:, 1], weights)})
 
+    def initial_loss(self, batch: Batch) -> Array:
+        """Of a model for which all tokens of the text are equally likely."""
+        right = jnp.stack([batch["start"], batch["end"]], -1)
+        inside = ((batch["kind"] == 1) & (batch["tokens"] >= 0)).sum(1)
+        losses = (jnp.log(inside)[:, None] - jnp.log(right.sum(1))).mean(-1)
+        return Mean.of(losses, batch["mask"] * right.any(1).all(-1)).value()
+
     def _logits(self, variables: Any, batch: Batch, key: Array, train: bool) -> tuple[Array, Any]:
         logits, mutable = self.apply(self.model, variables, batch["tokens"], key=key, train=train,
                                      kind=batch["kind"])
