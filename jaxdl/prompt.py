@@ -140,8 +140,8 @@ def chunks(compiled: Compiled, prompts: Sequence[np.ndarray], keys: Any,
         rows = [row[-(window - 1):] for row in rows]
     made = 0
     while made < tokens and not done.all():
-        rows = [row[-1:] if over else row for row, over in zip(rows, done, strict=True)] \
-            if not apart else rows
+        if not apart:  # A row that has ended shall take no room from the others.
+            rows = [row[-1:] if over else row for row, over in zip(rows, done, strict=True)]
         if window is not None:
             rows = [row if len(row) < window else row[-max(window // 2, 1):] for row in rows]
         size = rounded(max(map(len, rows)), limit if window is None else window - 1)
@@ -278,7 +278,7 @@ def run(command: "Command") -> int:
                                  options.samples, options.length_penalty)
         for text, rows, row_scores in zip(texts, found, scores, strict=True):
             for tokens, score in zip(rows, row_scores, strict=True):
-                if score > decode.NEVER / 2:  # There may be fewer answers than beams.
+                if score > decode.NEVER / 1e9:  # There may be fewer answers than beams.
                     written.append(generator.decode(text, tokens))
                     _show(f"{written[-1]}\n", f"score {score:.2f}")
     else:
