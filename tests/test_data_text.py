@@ -121,7 +121,7 @@ def test_a_tokenizer_of_another_run(tmp_path):
     assert Saved(path=str(tmp_path / FILE)).fit(["other"]) == fitted
     with pytest.raises(UserError, match="are <end>; expected <start> first"):
         Saved(path=str(tmp_path)).fit(["other"], ("<start>",))
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="absent: there is no such run"):
         Saved(path=str(tmp_path / "absent")).fit([])
 
 

@@ -309,6 +309,9 @@ class Saved:
 
     def fit(self, texts: Sequence[str], special: tuple[str, ...] = ()) -> Tokenizer:
         place = Path(self.path).expanduser()
+        if not place.exists():
+            raise UserError(f"data.tokenizer.path={self.path}: there is no such run or file; the "
+                            "experiment's docstring may say where it comes from.")
         found = load(place / FILE if place.is_dir() else place)
         if found.special[:len(special)] != special:
             raise UserError(f"{self.path}: the special tokens of this tokenizer are "
