@@ -23,7 +23,6 @@ from jaxdl.sweep import Trial, repeat
 from jaxdl.tasks.classification import ClassificationReport
 from jaxdl.tasks.text_classification import SequenceClassification
 
-
 FILMS = "runs/sentiment_bigrams"
 
 
