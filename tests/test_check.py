@@ -19,6 +19,7 @@ from jaxdl.data.digits import Digits
 from jaxdl.data.poisson import Poisson
 from jaxdl.data.source import Arrays, Records, Source, permutation
 from jaxdl.data.tabular import Table
+from jaxdl.data.transforms import Binarise
 from jaxdl.models.mixer import Mixer
 from jaxdl.models.mlp import MLP
 from jaxdl.tasks.adversarial import AdversarialTraining, Attack
@@ -116,6 +117,16 @@ def test_what_has_no_loss_is_checked_for_the_rest() -> None:
     assert {f.look_at for n, f in found.items() if verdicts[n] == "-"} == {
         NO_LOSS, "the task does not say that it is causal"}
     assert set(verdicts.values()) == {"pass", "-"}
+
+
+def test_what_a_transform_says_that_it_draws_may_be_drawn_in_an_evaluation() -> None:
+    class Undeclared(Binarise):
+        draws = ()
+
+    for transform, verdict in ((Binarise(), "pass"), (Undeclared(), "FAIL")):
+        data = Digits(size=8, channels=1, mean=(0.,), std=(1.,), evaluation=(transform,))
+        found = dict(verdicts(plants.digits(data=data), ("evaluation",)))
+        assert found == {"evaluation": verdict}
 
 
 def test_of_data_on_disk_examples_from_all_of_it_are_looked_at(

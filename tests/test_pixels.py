@@ -13,6 +13,7 @@ import pytest
 from jaxdl import config
 from jaxdl.errors import UserError
 from jaxdl.models.pixel_cnn import PixelCNN
+from jaxdl.task import named
 from jaxdl.tasks.pixels import Pixels
 from tests.tiny import state_of
 
@@ -36,6 +37,14 @@ def test_a_pixel_depends_on_all_before_it_and_on_no_other() -> None:
 
     dependence = np.asarray(seen()) > 0
     np.testing.assert_array_equal(dependence, np.tril(np.ones((20, 20), bool), -1))
+
+
+def test_every_parameter_is_used() -> None:
+    state = state_of(TASK, BATCH)
+    gradient = jax.jit(jax.grad(lambda params: TASK.loss(
+        {**TASK.variables(state), "params": params}, BATCH, KEY, train=True)[0].value()))(
+        jax.tree.map(lambda x: x + 0.1, state.params))
+    assert [path for path, x in named(gradient).items() if not np.any(x)] == []
 
 
 def test_the_probabilities_of_all_images_add_up_to_one_and_samples_have_them() -> None:

@@ -3,13 +3,14 @@
 A transform is a frozen dataclass called as `batch = transform(batch, keys)`, with one random key
 for each example. Float images lie in [0, 1] until they are normalised. Cropping, flipping and
 cutting keep the type of the image, so on uint8 they are cheapest first in a chain; whatever
-interpolates or mixes turns uint8 into float32 in [0, 1].
+interpolates or mixes turns uint8 into float32 in [0, 1]. One that draws at random in evaluations
+too, on purpose, names the fields in `draws`; the keys of an example are always the same there.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,8 @@ class Binarise:
 
     The data must not be normalised besides: mean=(0.,), std=(1.,).
     """
+
+    draws: ClassVar[tuple[str, ...]] = ("image",)
 
     def __call__(self, batch: Batch, keys: Array) -> Batch:
         image = to_float(batch["image"])  # [B, H, W, C]

@@ -64,8 +64,10 @@ class PixelCNN(nn.Module):
         down = self.gated(v, told, f"down_label{name}")
         h = self.gated(h, told, f"right_label{name}")
         skip = nn.Dense(self.width, name=f"skip{name}")(h)
-        h = nn.Dense(self.width, name=f"mix{name}")(h)
-        return down, h if i == 0 else right + h, out + skip
+        if i < self.layers:  # Nothing comes after the last one.
+            h = nn.Dense(self.width, name=f"mix{name}")(h)
+            right = h if i == 0 else right + h
+        return down, right, out + skip
 
     def gated(self, x: Array, told: Array | None, name: str) -> Array:
         """tanh(a) * sigmoid(b) of the two halves of the channels."""
