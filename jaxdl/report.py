@@ -670,6 +670,7 @@ details .scroll, details pre { margin-top: 6px; max-height: 436px; overflow: aut
 .pictures.table { grid-template-columns: none; gap: 8px; }
 pre.text { margin: 0 0 14px; padding-left: 10px; border-left: 3px solid #dee2e6;
   max-width: 900px; white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.6; }
+.part + pre.text { margin-top: 14px; }
 .pictures figure { overflow: visible; }
 .pictures img { width: 100%; max-width: 130px; image-rendering: pixelated; display: block;
   border-radius: 3px; background: #e9ecef; }
