@@ -149,7 +149,9 @@ class LossTask:
       compute_dtype: type of activations and of the parameters they meet; the parameters that are
         kept, statistics, losses and sums of gradients stay float32. "auto" is bfloat16 where the
         hardware multiplies it faster, else float32 (`matmul.fast_dtype`). "float64" makes all of
-        them float64, to tell rounding from a mistake; it needs JAX_ENABLE_X64=1.
+        them float64, to tell rounding from a mistake; it needs JAX_ENABLE_X64=1. (In bfloat16 on
+        CPU, XLA adds up the gradient of a bias over all places of an image in bfloat16, which loses
+        much of it, and `check` says so; layers of Transformers add theirs in float32.)
       remat: what the backward pass recomputes to save memory: None nothing, else see `REMAT`. It
         is applied to the loss as a whole, for which "full" saves little, since all of it is
         recomputed at once; deep models have the same option for each block.
